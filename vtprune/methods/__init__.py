@@ -1,0 +1,32 @@
+"""All methods, one idea per file. `vtprune.methods.<name>` holds the method `<name>` and its pure functions."""
+
+from vtprune.methods.base import (
+    EncoderTokens,
+    Group,
+    Keep,
+    Method,
+    ModelInfo,
+    Pictures,
+    Place,
+    Replace,
+    Stage,
+    VisualTokens,
+)
+from vtprune.methods.registry import build_method, get_method, method_names, register
+
+__all__ = [
+    "EncoderTokens",
+    "Group",
+    "Keep",
+    "Method",
+    "ModelInfo",
+    "Pictures",
+    "Place",
+    "Replace",
+    "Stage",
+    "VisualTokens",
+    "build_method",
+    "get_method",
+    "method_names",
+    "register",
+]

@@ -1,0 +1,216 @@
+"""What a method is: the places where it acts, the signals that it needs, and how it decides.
+
+A method never sees a hook, a cache, a mask or a model family. It describes itself as one or more `Stage`s; the engine
+gathers the signals that a stage asks for, calls its `decide`, and carries the decision out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vtprune.budget import Budget, check_keep, token_count
+
+Positions = Literal["original", "compact"]
+
+
+class Place(StrEnum):
+    """Where visual tokens can be saved."""
+
+    ENCODER_LAYER = "encoder layer"
+    ENCODER_OUTPUT = "encoder output"
+    DECODER_LAYER = "decoder layer"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """What a method may know about the model that it is applied to.
+
+    `encoder_layers` counts only the blocks whose output reaches the language model.
+    """
+
+    family: str
+    encoder_layers: int
+    decoder_layers: int
+    has_cls: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Decision: which visual tokens stay. `mask` is bool, (pictures or rows, tokens), True where a token stays."""
+
+    mask: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Replace:
+    """Decision: new features instead of the old ones.
+
+    Args:
+        features: (pictures, groups, channels), in reading order.
+        owner: (pictures, tokens), for every old token the index of the group that stands for it.
+    """
+
+    features: Tensor
+    owner: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Decision between encoder layers: which tokens become one.
+
+    Args:
+        owner: (pictures, tokens), for every token the index of its group after this step.
+        groups: Number of groups, the same for all pictures of the batch.
+    """
+
+    owner: Tensor
+    groups: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderTokens:
+    """What a stage between encoder layers sees. All tokens are in the order in which they run, [CLS] first.
+
+    Args:
+        layer: Index of the block.
+        keys: (pictures, tokens, head_dim), attention keys of this block, mean over heads.
+        sizes: (pictures, tokens), how many patches each token stands for.
+        protected: How many leading tokens must stay alone ([CLS]).
+        patches: Number of patches per picture before any merging.
+    """
+
+    layer: int
+    keys: Tensor
+    sizes: Tensor
+    protected: int
+    patches: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """What a stage at the encoder's output sees: a batch of pictures with one grid, tokens in raster order.
+
+    Args:
+        grid: (frames, rows, columns), their product is the number of tokens; None once tokens were merged.
+        encoded: (pictures, tokens, channels), features before the projector.
+        projected: (pictures, tokens, width), features after the projector; present if "projected" was asked for.
+        attention: (pictures, tokens), attention each token receives in the encoder's last used layer from [CLS], or,
+            in encoders without one, from all tokens on average; mean over heads, present if "encoder_attention" was
+            asked for.
+    """
+
+    grid: tuple[int, int, int] | None
+    encoded: Tensor
+    projected: Tensor | None = None
+    attention: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens per picture."""
+        return self.encoded.shape[1]
+
+    def count(self, keep: Budget) -> int:
+        """How many tokens of each picture `keep` allows."""
+        return token_count(keep, self.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class VisualTokens:
+    """What a stage at a decoder layer sees: the visual tokens of every row of the batch, padded to the longest row.
+
+    Args:
+        layer: Index of the decoder layer that is about to run.
+        valid: (rows, tokens), False on padding.
+        picture: (rows, tokens), number of the picture within its row, -1 on padding.
+        arrived: (rows, pictures), how many tokens of each picture arrive at this layer; 0 where a row has fewer pictures.
+        attention: (rows, tokens), attention that the query rows asked for give each visual token in the layer before
+            this one: softmax over all keys, mean over heads and query rows; 0 on padding. None unless asked for.
+        memory: Lives as long as this prefill; for stages that compare layers.
+    """
+
+    layer: int
+    valid: Tensor
+    picture: Tensor
+    arrived: Tensor
+    attention: Tensor | None
+    memory: dict[str, Any]
+
+    def counts(self, keep: Budget) -> Tensor:
+        """(rows,): how many visual tokens `keep` allows, summed over the row's pictures."""
+        per_picture = [[token_count(keep, n) for n in row] for row in self.arrived.tolist()]
+        return torch.tensor([sum(row) for row in per_picture], device=self.valid.device)
+
+
+Decide = Callable[[Any], Keep | Replace | Group | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One action of a method at one place.
+
+    Args:
+        place: Where it acts.
+        decide: Pure function from `EncoderTokens`, `Pictures` or `VisualTokens` to a decision; None changes nothing.
+        layers: The encoder or decoder layers at which it acts. A decoder stage acts on the input of the layer.
+        signals: Of "encoder_attention" and "projected" (encoder output), "last_query" or "text_queries" (decoder
+            layer: attention of the last prompt token, or of all text tokens after the first visual one).
+        positions: Position ids after a removal: the original ones, or dense ones.
+        proportional: Encoder layers only: weigh each key by its size (adds log(size) to its attention logits).
+        needs_grid: Whether the stage needs every token of the grid, unmerged and unpruned.
+    """
+
+    place: Place
+    decide: Decide
+    layers: tuple[int, ...] = ()
+    signals: frozenset[str] = frozenset()
+    positions: Positions = "original"
+    proportional: bool = False
+    needs_grid: bool = False
+
+
+class Method:
+    """Base of all methods. A subclass is a frozen dataclass of parameters, registered with `@register(name)`.
+
+    Class attributes describe it: `kind` (pruning, merging, frequency, exit, baseline), `paper` (title, arXiv id),
+    `needs_text`, `needs_training`, and `positions`, the default position rule.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+    places: ClassVar[tuple[Place, ...]]
+    paper: ClassVar[str] = ""
+    needs_text: ClassVar[bool] = False
+    needs_training: ClassVar[bool] = False
+
+    def stages(self, model: ModelInfo) -> Sequence[Stage]:
+        """The method's stages on a model.
+
+        Raises:
+            ValueError: A parameter does not fit the model (a layer beyond the last, say).
+        """
+        raise TypeError(f"{type(self).__name__} defines no stages(model).")
+
+    def __post_init__(self) -> None:
+        """Check the budget and the position rule; subclasses with more parameters extend this."""
+        if hasattr(self, "keep"):
+            object.__setattr__(self, "keep", check_keep(self.keep))
+        positions = getattr(self, "positions", "original")
+        if positions not in ("original", "compact"):
+            raise ValueError(f"positions must be 'original' or 'compact', got {positions!r}.")
+
+
+def check_layer(name: str, layer: object, first: int, last: int) -> int:
+    """Check a layer index.
+
+    Raises:
+        ValueError: `layer` is no whole number in [first, last].
+    """
+    if isinstance(layer, bool) or not isinstance(layer, int) or not first <= layer <= last:
+        raise ValueError(f"{name} must be a layer from {first} to {last} of this model, got {layer!r}.")
+    return layer

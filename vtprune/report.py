@@ -1,0 +1,67 @@
+"""What a run saved: visual tokens at each place, prefill FLOPs, KV-cache bytes, and which tokens were kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaceReport:
+    """Visual tokens before and after one stage, summed over the batch.
+
+    `layer` is None at the encoder's output. `note` says why a stage changed nothing, where it did not.
+    """
+
+    method: str
+    place: str
+    layer: int | None
+    tokens_before: int
+    tokens_after: int
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureReport:
+    """Which tokens of one picture were kept.
+
+    Args:
+        row: Row of the batch.
+        index: Number of the picture within its row.
+        grid: (frames, rows, columns) of its tokens.
+        entered: Token numbers (raster order) that entered the language model.
+        kept: Token numbers that are left after the last stage.
+        owner: For every token the number of the token that stands for it, where tokens were merged; else None.
+    """
+
+    row: int
+    index: int
+    grid: tuple[int, int, int]
+    entered: tuple[int, ...]
+    kept: tuple[int, ...]
+    owner: tuple[int, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The last prefill of a model on this thread.
+
+    FLOPs count multiply and add as two, use the dense formulas with the real number of tokens in every layer of the
+    encoder, the projector and the decoder, and sum over the batch. KV bytes are measured on the cache right after the
+    prefill (`before`: the same cache, had nothing been removed) and None where the run used no cache.
+    """
+
+    methods: tuple[str, ...]
+    visual_tokens_before: int
+    visual_tokens_after: int
+    prefill_flops_before: int
+    prefill_flops_after: int
+    kv_bytes_before: int | None
+    kv_bytes_after: int | None
+    places: tuple[PlaceReport, ...]
+    pictures: tuple[PictureReport, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain Python values, ready for JSON."""
+        return dataclasses.asdict(self)
