@@ -1,1 +1,38 @@
+"""One file per model family. `integrate(model)` finds the one that fits."""
 
+from __future__ import annotations
+
+from torch import nn
+
+from vtprune.integrations.base import EncoderBlock, Grid, Integration
+from vtprune.integrations.llava import LlavaIntegration
+
+FAMILIES: tuple[type[Integration], ...] = (LlavaIntegration,)
+
+__all__ = ["FAMILIES", "EncoderBlock", "Grid", "Integration", "integrate"]
+
+
+def integrate(model: object) -> Integration:
+    """The integration for a model, which may be wrapped (peft, torch.compile, DistributedDataParallel).
+
+    Raises:
+        TypeError: `model` is no torch module.
+        ValueError: It is, or contains, no model of a supported family.
+    """
+    supported = ", ".join(sorted(kind for family in FAMILIES for kind in family.model_types))
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a transformers vision-language model, got {type(model).__name__}.")
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        for family in FAMILIES:
+            # The same model type also names the inner model without a head: only the one that generates will do.
+            if getattr(config, "model_type", None) in family.model_types and hasattr(module, "lm_head"):
+                return family(module)
+    config = getattr(model, "config", None)
+    kind = getattr(config, "model_type", None)
+    if config is not None and not hasattr(config, "vision_config"):
+        raise ValueError(
+            f"{type(model).__name__} (model type {kind!r}) takes no pictures, so it has no visual tokens to save; "
+            f"supported model types: {supported}."
+        )
+    raise ValueError(f"{type(model).__name__} (model type {kind!r}) is not supported; supported: {supported}.")

@@ -1,0 +1,53 @@
+"""The names of transformers that the engine relies on, in one place; tests/test_compat.py watches over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import create_causal_mask
+
+__all__ = ["Cache", "DynamicCache", "DynamicLayer", "build_mask", "rotate"]
+
+
+class _Lengths:
+    """Tells the mask builder how many keys precede the queries; it asks nothing else of a cache."""
+
+    is_compileable = False
+
+    def __init__(self, past: int) -> None:
+        self.past = past
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.past
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.past
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.past + query_length, 0
+
+
+def build_mask(config: Any, hidden: Tensor, valid: Tensor | None, past: int) -> Any:
+    """The causal mask that a decoder layer expects, in the form that its attention implementation needs.
+
+    Args:
+        config: The language model's config; names the attention implementation.
+        hidden: (rows, queries, width), for its shape, dtype and device.
+        valid: Bool (rows, past + queries), False on padding; None without padding.
+        past: Number of keys before the first query.
+    """
+    # With a cache-like object the builder does not take gaps in position ids for packed sequences.
+    return create_causal_mask(
+        config=config, inputs_embeds=hidden, attention_mask=valid, past_key_values=_Lengths(past), position_ids=None
+    )
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of x (rows, heads, n, dim) by cos and sin (rows, n, dim), half-split as in Llama."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -1,0 +1,181 @@
+"""A key-value cache with two lengths: the logical one that `generate` counts, the physical one that a layer holds."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtprune.compat import Cache, DynamicLayer
+
+
+class Rows:
+    """What all layers with the same history know about the slots that they hold.
+
+    Args:
+        leader: The first of these layers; it alone reorders rows, on behalf of the others.
+
+    Attributes:
+        removed: Logical minus physical length.
+        valid: Bool (rows, physical length), False on padding; None where nothing is padding.
+        shift: (rows,), how much smaller positions are than logical ones, where they were made dense; None for zero.
+        removal_end: Logical length up to which slots were removed; the cache cannot be cropped below it.
+    """
+
+    def __init__(self, leader: int) -> None:
+        self.leader = leader
+        self.removed = 0
+        self.valid: Tensor | None = None
+        self.shift: Tensor | None = None
+        self.removal_end = 0
+
+    def split(self, leader: int) -> Rows:
+        """An independent copy for the layers from `leader` on."""
+        twin = copy.copy(self)
+        twin.leader = leader
+        return twin
+
+    def extend(self, rows: int, past: int, length: int, valid: Tensor | None, device: torch.device) -> None:
+        """Append `length` slots to `past` ones; `valid` is bool (rows, length) or None for all valid."""
+        if self.valid is None and valid is None:
+            return
+        before = self.valid if self.valid is not None else torch.ones(rows, past, dtype=torch.bool, device=device)
+        after = valid if valid is not None else torch.ones(rows, length, dtype=torch.bool, device=device)
+        self.valid = torch.cat((before.to(device), after.to(device)), dim=1)
+
+    def replace_tail(self, rows: int, past: int, length: int, valid: Tensor | None, device: torch.device) -> None:
+        """Put `length` slots in the place of all slots after the first `past`."""
+        if self.valid is not None:
+            self.valid = self.valid[:, :past]
+            if valid is None:
+                valid = torch.ones(rows, length, dtype=torch.bool, device=device)
+        self.extend(rows, past, length, valid, device)
+
+    def subtract(self, dropped: Tensor) -> None:
+        """Later positions are smaller by `dropped`, (rows,)."""
+        self.shift = dropped if self.shift is None else self.shift + dropped
+
+    def select(self, index: Tensor) -> None:
+        """Take these rows of the batch."""
+        if self.valid is not None:
+            self.valid = self.valid[index.to(self.valid.device)]
+        if self.shift is not None:
+            self.shift = self.shift[index.to(self.shift.device)]
+
+    def repeat(self, times: int) -> None:
+        """Repeat every row."""
+        if self.valid is not None:
+            self.valid = self.valid.repeat_interleave(times, dim=0)
+        if self.shift is not None:
+            self.shift = self.shift.repeat_interleave(times, dim=0)
+
+    def crop(self, tokens: int) -> None:
+        """Forget the last `tokens` slots."""
+        if self.valid is not None:
+            self.valid = self.valid[:, : self.valid.shape[1] - tokens]
+
+
+class VisualCacheLayer(DynamicLayer):
+    """A `DynamicLayer` that answers with its logical length, and whose padding follows its rows."""
+
+    def __init__(self, index: int, rows: Rows) -> None:
+        super().__init__()
+        self.index = index
+        self.rows = rows
+
+    @property
+    def leads(self) -> bool:
+        return self.rows.leader == self.index
+
+    @property
+    def physical_length(self) -> int:
+        """Number of slots that this layer holds."""
+        return super().get_seq_length()
+
+    def get_seq_length(self) -> int:
+        """Number of tokens that were fed in, including those that are no longer held."""
+        return self.physical_length + self.rows.removed
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        if self.leads:
+            self.rows.select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        if self.leads:
+            self.rows.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        if self.leads:
+            self.rows.repeat(repeats)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        tokens = abs(tokens_to_remove)
+        if self.get_seq_length() - tokens < self.rows.removal_end:
+            raise ValueError(
+                f"cannot crop {tokens} tokens: visual tokens were removed among them; a pruned cache can be cropped "
+                f"down to {self.rows.removal_end} of its {self.get_seq_length()} tokens."
+            )
+        super().crop(tokens_to_remove)
+        if self.leads:
+            self.rows.crop(tokens)
+
+    def reset(self) -> None:
+        super().reset()
+        self.rows = Rows(self.index)
+
+
+class PhysicalCache(Cache):
+    """The same cache as the language model must see it: lengths are those that its layers hold."""
+
+    def __init__(self, logical: Cache) -> None:
+        self.logical = logical
+
+    @property
+    def layers(self) -> list[Any]:  # type: ignore[override]
+        return self.logical.layers
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        return self.logical.update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.layers[layer_idx].physical_length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.get_seq_length(layer_idx) + query_length, 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "logical":  # not set yet, while copying
+            raise AttributeError(name)
+        return getattr(self.logical, name)
+
+
+def is_visual(cache: Cache | None) -> bool:
+    """Whether the cache already keeps the two lengths apart."""
+    return cache is not None and len(cache.layers) > 0 and isinstance(cache.layers[0], VisualCacheLayer)
+
+
+def adopt(cache: Cache, layers: int, methods: str) -> None:
+    """Make a dynamic cache, empty or not, keep the two lengths apart; what it holds stays.
+
+    Raises:
+        ValueError: A cache whose layers cannot hold different numbers of tokens.
+    """
+    for layer in cache.layers:
+        if type(layer) is not DynamicLayer:
+            raise ValueError(
+                f"{methods} needs cache layers that may hold different numbers of tokens, but "
+                f"{type(cache).__name__} has {type(layer).__name__}; use a DynamicCache (in generate: leave "
+                "cache_implementation and past_key_values unset)."
+            )
+    rows = Rows(0)
+    adopted = [VisualCacheLayer(i, rows) for i in range(layers)]
+    for new, old in zip(adopted, cache.layers, strict=False):
+        if old.is_initialized:
+            new.lazy_initialization(old.keys, old.values)
+            new.keys, new.values = old.keys, old.values
+    cache.layers = list(adopted)

@@ -1,0 +1,107 @@
+"""A chain of methods, checked against a model: the stages that the engine runs, in order."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from vtprune.integrations.base import Integration
+from vtprune.methods.base import Decide, Method, ModelInfo, Place, Positions, Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainStage:
+    """A stage together with the name of the method that it belongs to."""
+
+    method: str
+    stage: Stage
+
+    @property
+    def decide(self) -> Decide:
+        return self.stage.decide
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.stage.layers
+
+    @property
+    def signals(self) -> frozenset[str]:
+        return self.stage.signals
+
+    @property
+    def positions(self) -> Positions:
+        return self.stage.positions
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether its decision carries features, through which gradients must flow."""
+        return self.stage.needs_grid
+
+
+SIGNALS = {
+    Place.ENCODER_LAYER: frozenset[str](),
+    Place.ENCODER_OUTPUT: frozenset({"encoder_attention", "projected"}),
+    Place.DECODER_LAYER: frozenset({"last_query", "text_queries"}),
+}
+
+
+class Chain:
+    """The stages of one or more methods on one model.
+
+    Raises:
+        ValueError: A parameter does not fit the model, or methods cannot follow one another.
+    """
+
+    def __init__(self, methods: Sequence[Method], integration: Integration) -> None:
+        self.methods = tuple(methods)
+        self.names = tuple(method.name for method in methods)
+        info = ModelInfo(
+            family=integration.family,
+            encoder_layers=len(integration.encoder_blocks),
+            decoder_layers=len(integration.decoder_layers),
+            has_cls=integration.has_cls,
+        )
+        self.stages = [ChainStage(method.name, stage) for method in methods for stage in method.stages(info)]
+        for stage in self.stages:
+            self._check(stage, integration)
+        order = list(Place)
+        places = [order.index(s.stage.place) for s in self.stages]
+        if places != sorted(places):
+            raise ValueError(
+                f"methods must be chained in the order of their places ({', '.join(order)}), got {self.label}."
+            )
+        self.encoder_layer_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_LAYER]
+        self.encoder_output_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_OUTPUT]
+        self.decoder_stages = [s for s in self.stages if s.stage.place is Place.DECODER_LAYER]
+        encoder_stages = self.encoder_layer_stages + self.encoder_output_stages
+        for earlier, later in zip(encoder_stages, encoder_stages[1:], strict=False):
+            if later.stage.needs_grid:
+                raise ValueError(
+                    f"{later.method} needs every token of the picture's grid, so it cannot follow {earlier.method}; "
+                    f"put {later.method} first, or use one of the two."
+                )
+        # Several stages before the language model, one position rule: the last one's.
+        self.door_positions: Positions = encoder_stages[-1].positions if encoder_stages else "original"
+
+    @property
+    def label(self) -> str:
+        """The methods by name, for reports and errors."""
+        return " + ".join(self.names)
+
+    def _check(self, stage: ChainStage, integration: Integration) -> None:
+        unknown = stage.signals - SIGNALS[stage.stage.place]
+        if unknown:
+            raise ValueError(
+                f"{stage.method} asks for {', '.join(sorted(unknown))} at the place {stage.stage.place.value!r}; "
+                f"available there: {', '.join(sorted(SIGNALS[stage.stage.place])) or 'no signals'}."
+            )
+        if stage.stage.place is Place.DECODER_LAYER and stage.signals and 0 in stage.layers:
+            raise ValueError(f"{stage.method} needs attention from the layer before, so it cannot act at layer 0.")
+        plain = integration.leading == int(integration.has_cls)
+        if not plain and (stage.stage.needs_grid or stage.stage.place is Place.ENCODER_LAYER):
+            raise ValueError(
+                f"{stage.method} needs the plain grid of patches, but {integration.family_name} drops "
+                f"{integration.leading} leading tokens of an encoder "
+                f"{'with' if integration.has_cls else 'without'} [CLS]; "
+                "set vision_feature_select_strategy='default' with [CLS] and 'full' without, or use divprune."
+            )

@@ -1,0 +1,399 @@
+"""One call of the language model: removes slots at its door and between its layers, and keeps everything in step.
+
+Slots are the places of the sequence. The door is the call of the language model, where the slots of dropped visual
+tokens leave first. Every later removal gives the layers behind it a shorter sequence, and with it a mask, position
+embeddings and cache rows of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtprune.compat import Cache, DynamicCache, build_mask
+from vtprune.engine.cache import PhysicalCache, Rows, VisualCacheLayer, adopt, is_visual
+from vtprune.engine.chain import Chain, ChainStage
+from vtprune.engine.encoder import EncoderRun, Event
+from vtprune.engine.layout import VisualLayout, lay_out
+from vtprune.integrations.base import Integration
+from vtprune.kernels import attention_scores, compact_index, gather_rows
+from vtprune.methods.base import Keep, Positions, VisualTokens
+
+
+@dataclasses.dataclass
+class Captured:
+    """What a layer's attention saw, as far as the next layer's stage needs it: its query rows, and its keys' source."""
+
+    layer: int
+    rows: Tensor  # (rows, n), slots of the queries
+    row_valid: Tensor  # bool (rows, n)
+    queries: Tensor  # (rows, n, width), normalised hidden states
+    cos: Tensor  # (rows, n, head_dim)
+    sin: Tensor
+    slots: Tensor  # (rows, slots now), where each slot that is still there stood in this layer
+    length: int  # slots in this layer
+    hidden: Tensor | None  # all normalised hidden states with their cos and sin, only if there is no cache
+    all_cos: Tensor | None
+    all_sin: Tensor | None
+
+
+class DecoderStep:
+    """State of one call of the language model.
+
+    Attributes:
+        index: (rows, slots now), original slot of every slot that is left.
+        valid: Bool (rows, slots now), False on padding; None where nothing is padding.
+        picture, token: (rows, slots now), from the layout; None in a call without pictures.
+        lengths: Per decoder layer, valid slots per row (or the one number for all rows) and cached slots before them.
+    """
+
+    def __init__(
+        self, integration: Integration, chain: Chain, run: EncoderRun | None, placeholders: Tensor | None
+    ) -> None:
+        self.integration = integration
+        self.chain = chain
+        self.run = run
+        self.placeholders = placeholders
+        self.layout: VisualLayout | None = None
+        self.events: list[Event] = []
+        self.memory: dict[str, Any] = {}
+        self.captured: dict[str, Captured] = {}
+        self.moved = False  # whether slots have left at all
+        self.compacted = False  # whether slots have left since the language model made its mask and embeddings
+        self.lengths: dict[int, tuple[Tensor | int, int]] = {}
+        self.masks: dict[int, Any] = {}
+        self.embeddings: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    @staticmethod
+    def needed(placeholders: Tensor | None, cache: Cache | None) -> bool:
+        """Whether a call of the language model concerns the engine: new pictures, or a cache that lost some."""
+        return placeholders is not None or is_visual(cache)
+
+    # The door.
+
+    def enter(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Change the language model's arguments: fewer slots, their positions and mask, the physical cache."""
+        inputs = arguments["inputs_embeds"] if arguments.get("inputs_embeds") is not None else arguments["input_ids"]
+        self.batch, self.original_length = inputs.shape[:2]
+        self.device = inputs.device
+        self.cache: Cache | None = self._cache(arguments)
+        past = self.cache.get_seq_length() if self.cache is not None else 0
+        self.rows = self._rows()
+        self.past_shift = [rows.shift for rows in self.rows]
+        self.past_length = [self._physical(i) for i in range(len(self.rows))]
+        mask = arguments.get("attention_mask")
+        self.valid = self._new_validity(mask)
+        if mask is not None and past and not is_visual(self.cache):
+            earlier = mask[:, : -self.original_length].bool().to(self.device)
+            self.rows[0].valid = None if bool(earlier.all()) else earlier
+        self.original_valid = self.valid
+        positions = arguments.get("position_ids")
+        if positions is None:
+            positions = torch.arange(past, past + self.original_length, device=self.device)[None]
+        self.positions = positions.to(self.device).expand(self.batch, -1)
+        if self.rows[0].shift is not None:
+            self.positions = self.positions - self.rows[0].shift[:, None].to(self.device)
+        self.index = torch.arange(self.original_length, device=self.device).expand(self.batch, -1)
+        self.picture: Tensor | None = None
+        self.token: Tensor | None = None
+        drop: Tensor | None = None
+        if self.placeholders is not None and self.run is not None:
+            self.layout = lay_out(self.placeholders, self.run.tokens, self.run.grids)
+            self.picture, self.token = self.layout.picture, self.layout.token
+            if self.run.kept is not None:
+                kept = self.run.kept.to(self.device)[self.layout.source[self.picture.clamp_min(0)]]
+                kept = kept.gather(-1, self.token.clamp_min(0)[..., None])[..., 0]
+                drop = (self.picture >= 0) & ~kept
+        for rows in dict.fromkeys(self.rows):
+            rows.extend(self.batch, self.past_length[rows.leader], self.original_length, self.valid, self.device)
+        if drop is not None:
+            index, valid = self._compact(~drop, 0, self.chain.door_positions)
+            for name in ("input_ids", "inputs_embeds"):
+                if arguments.get(name) is not None:
+                    arguments[name] = gather_rows(arguments[name], index)
+            self.compacted = False
+        if drop is not None or is_visual(self.cache):
+            arguments["position_ids"] = self.positions
+            mask = self.rows[0].valid
+            if mask is None and self.cache is None:
+                # Without a cache and a mask, transformers takes gaps in position ids for packed sequences.
+                mask = torch.ones(self.batch, self.index.shape[1], dtype=torch.bool, device=self.device)
+            arguments["attention_mask"] = mask
+            if is_visual(self.cache):
+                arguments["past_key_values"] = PhysicalCache(self.cache)
+        return arguments
+
+    def _cache(self, arguments: dict[str, Any]) -> Cache | None:
+        cache = arguments.get("past_key_values")
+        if cache is not None:
+            return cache
+        language_model = self.integration.language_model
+        use_cache = arguments.get("use_cache")
+        if use_cache is None:
+            use_cache = getattr(language_model.config, "use_cache", False)
+        if not use_cache or (getattr(language_model, "gradient_checkpointing", False) and language_model.training):
+            return None
+        cache = arguments["past_key_values"] = DynamicCache(config=language_model.config)
+        return cache
+
+    def _rows(self) -> list[Rows]:
+        layers = len(self.integration.decoder_layers)
+        if self.cache is not None and is_visual(self.cache):
+            return [layer.rows for layer in self.cache.layers]
+        return [Rows(0)] * layers
+
+    def _physical(self, layer: int) -> int:
+        if self.cache is None or layer >= len(self.cache.layers):
+            return 0
+        cached = self.cache.layers[layer]
+        return cached.physical_length if isinstance(cached, VisualCacheLayer) else cached.get_seq_length()
+
+    def _new_validity(self, mask: Tensor | None) -> Tensor | None:
+        """Which of the new slots are no padding; None for all."""
+        if mask is None:
+            return None
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
+            raise ValueError(
+                f"{self.chain.label} needs a 2-D attention mask (rows, slots), got "
+                f"{f'{mask.ndim}-D' if isinstance(mask, Tensor) else type(mask).__name__}; static and other compilable "
+                "caches make 4-D masks: use a DynamicCache, and no mask of your own."
+            )
+        valid = mask[:, -self.original_length :].bool().to(self.device)
+        if self.original_length == 1 and self.rows[0].valid is not None:
+            return valid  # decoding: not worth a look, the earlier padding needs a mask anyway
+        return None if bool(valid.all()) else valid
+
+    # Removing slots.
+
+    def _compact(self, keep: Tensor, layer: int, positions: Positions) -> tuple[Tensor, Tensor | None]:
+        """Remove slots for the layers from `layer` on; returns where the remaining ones stood and which are valid."""
+        before = self.index.shape[1]
+        if self.valid is not None:
+            keep = keep & self.valid
+        dropped = ~keep if self.valid is None else ~keep & self.valid
+        index, valid = compact_index(keep)
+        self._own_rows(layer)
+        length = index.shape[1]
+        if positions == "compact":
+            earlier = dropped.long().cumsum(1)
+            self.positions = self.positions - earlier
+        self.positions = gather_rows(self.positions, index)
+        if valid is not None:
+            self.positions = self.positions.masked_fill(~valid, 0)
+        logical = self.past_length[layer] + self.rows[layer].removed + before
+        for rows in dict.fromkeys(self.rows[layer:]):
+            rows.replace_tail(self.batch, self.past_length[rows.leader], length, valid, self.device)
+            rows.removed += before - length
+            rows.removal_end = logical
+            if positions == "compact":
+                rows.subtract(dropped.sum(1))
+        self.index = gather_rows(self.index, index)
+        if self.picture is not None and self.token is not None:
+            self.picture = gather_rows(self.picture, index)
+            self.token = gather_rows(self.token, index)
+            if valid is not None:
+                self.picture = self.picture.masked_fill(~valid, -1)
+        for captured in self.captured.values():
+            captured.slots = gather_rows(captured.slots, index)
+        self.valid = valid
+        self.compacted = self.moved = True
+        self.masks.clear()
+        self.embeddings.clear()
+        return index, valid
+
+    def _own_rows(self, layer: int) -> None:
+        """Make the layers from `layer` on keep rows of their own, in a cache that keeps two lengths."""
+        if self.cache is not None and not is_visual(self.cache):
+            adopt(self.cache, len(self.rows), self.chain.label)
+        twins: dict[Rows, Rows] = {}
+        for i in range(layer, len(self.rows)):
+            rows = self.rows[i]
+            if rows.leader < layer:
+                if rows not in twins:
+                    twins[rows] = rows.split(i)
+                self.rows[i] = twins[rows]
+        if self.cache is not None:
+            for cached, rows in zip(self.cache.layers, self.rows, strict=True):
+                cached.rows = rows
+
+    # Between the layers.
+
+    def before_layer(self, layer: int, stages: list[ChainStage], hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Run the stages at a layer's input; returns its hidden states and puts its mask and positions in `kwargs`."""
+        for stage in stages:
+            hidden = self._run(stage, layer, hidden)
+        self.captured = {}
+        if self.picture is not None:
+            valid = hidden.shape[1] if self.valid is None else self.valid.sum(1)
+            self.lengths[layer] = (valid, self.past_length[layer])
+        own = self.rows[layer] is not self.rows[0]
+        if self.compacted or own:
+            kwargs["attention_mask"] = self._mask(layer, hidden)
+        if self.compacted or self.past_shift[layer] is not self.past_shift[0]:
+            kwargs["position_embeddings"] = self._embeddings(layer, hidden)
+        # The rotary embedding carries the positions; gaps in the ids would look like packed sequences.
+        if "position_ids" in kwargs:
+            kwargs["position_ids"] = None
+        return hidden
+
+    def _mask(self, layer: int, hidden: Tensor) -> Any:
+        rows = self.rows[layer]
+        if id(rows) not in self.masks:
+            config = self.integration.language_model.config
+            self.masks[id(rows)] = build_mask(config, hidden, rows.valid, self.past_length[layer])
+        mask = self.masks[id(rows)]
+        return mask.to(hidden.device) if isinstance(mask, Tensor) else mask
+
+    def _embeddings(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        own, first = self.past_shift[layer], self.past_shift[0]
+        key = (id(own), self.index.shape[1])
+        if key not in self.embeddings:
+            positions = self.positions
+            if own is not None and own is not first:
+                positions = positions - own[:, None].to(self.device)
+            if first is not None and own is not first:
+                positions = positions + first[:, None].to(self.device)
+            self.embeddings[key] = self.integration.language_model.rotary_emb(hidden, position_ids=positions)
+        cos, sin = self.embeddings[key]
+        return cos.to(hidden.device), sin.to(hidden.device)
+
+    def _run(self, stage: ChainStage, layer: int, hidden: Tensor) -> Tensor:
+        if self.picture is None or self.layout is None:
+            return hidden
+        visual = self.picture >= 0
+        slots, valid = compact_index(visual)
+        if slots.shape[1] == 0:
+            return hidden
+        if valid is None:
+            valid = torch.ones_like(slots, dtype=torch.bool)
+        first = torch.tensor(self.layout.first, device=self.device)
+        number = torch.where(valid, gather_rows(self.picture, slots) - first[:, None], -1)
+        arrived = torch.zeros(self.batch, self.layout.most + 1, dtype=torch.long, device=self.device)
+        arrived = arrived.scatter_add(1, number + 1, torch.ones_like(number))[:, 1:]
+        attention = self._attention(next(iter(stage.signals)), slots, valid) if stage.signals else None
+        memory = self.memory.setdefault(stage.method, {})
+        with torch.no_grad():
+            decision = stage.decide(VisualTokens(layer, valid, number, arrived, attention, memory))
+        before = valid.sum()
+        if decision is None:
+            return hidden
+        if not isinstance(decision, Keep):
+            raise TypeError(f"{stage.method}: a stage at a decoder layer must return Keep, got {decision!r}.")
+        stays = decision.mask.to(self.device) | ~valid
+        self.events.append(Event(stage, layer, before, (stays & valid).sum()))
+        if bool(stays.all()):
+            return hidden
+        drop = torch.zeros_like(visual).scatter(1, slots, ~stays)
+        index, _ = self._compact(~drop, layer, stage.positions)
+        return gather_rows(hidden, index)
+
+    # Signals.
+
+    def capture(self, layer: int, signal: str, hidden: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """Remember which query rows of this layer's attention the next layer's stage will ask for."""
+        if self.picture is None:
+            return
+        hidden = hidden.detach()
+        cos, sin = cos.expand(self.batch, -1, -1), sin.expand(self.batch, -1, -1)
+        length = hidden.shape[1]
+        valid = self.valid if self.valid is not None else torch.ones_like(self.picture, dtype=torch.bool)
+        if signal == "last_query":
+            wanted = torch.arange(length, device=self.device) == length - 1 - valid.flip(1).long().argmax(1)[:, None]
+        else:
+            wanted = valid & (self.picture < 0) & ((self.picture >= 0).long().cumsum(1) > 0)
+        rows, row_valid = compact_index(wanted)
+        if row_valid is None:
+            row_valid = torch.ones_like(rows, dtype=torch.bool)
+        no_cache = self.cache is None
+        self.captured[signal] = Captured(
+            layer,
+            rows,
+            row_valid,
+            gather_rows(hidden, rows),
+            gather_rows(cos, rows),
+            gather_rows(sin, rows),
+            torch.arange(length, device=self.device).expand(self.batch, -1),
+            length,
+            hidden if no_cache else None,
+            cos if no_cache else None,
+            sin if no_cache else None,
+        )
+
+    def _attention(self, signal: str, slots: Tensor, slot_valid: Tensor) -> Tensor:
+        """Attention that the captured query rows gave each visual slot, (rows, tokens); 0 on padding."""
+        captured = self.captured[signal]
+        decoder_layer = self.integration.decoder_layers[captured.layer]
+        with torch.no_grad():
+            queries = self.integration.decoder_queries(decoder_layer, captured.queries, captured.cos, captured.sin)
+            if self.cache is not None:
+                keys = self.cache.layers[captured.layer].keys.detach().to(queries.device)
+            elif captured.hidden is not None and captured.all_cos is not None and captured.all_sin is not None:
+                keys = self.integration.decoder_keys(
+                    decoder_layer, captured.hidden, captured.all_cos, captured.all_sin
+                )
+            past = keys.shape[2] - captured.length
+            numbers = torch.arange(keys.shape[2], device=keys.device)
+            mask = numbers <= captured.rows.to(keys.device)[:, :, None] + past  # (rows, queries, keys)
+            if (valid := self.rows[captured.layer].valid) is not None:
+                mask = mask & valid.to(keys.device)[:, None, :]
+            scores = attention_scores(
+                queries,
+                keys,
+                scale=self.integration.decoder_scale(decoder_layer),
+                mask=mask[:, None],
+                row_mask=captured.row_valid.to(keys.device),
+            )
+        stood = gather_rows(captured.slots, slots).to(scores.device) + past
+        return gather_rows(scores, stood).masked_fill(~slot_valid.to(scores.device), 0)
+
+    # Afterwards.
+
+    def leave(self, output: Any) -> Any:
+        """Give the caller its own cache back."""
+        cache = getattr(output, "past_key_values", None)
+        if isinstance(cache, PhysicalCache):
+            output["past_key_values"] = cache.logical
+        return output
+
+    def keep_logits(self, wanted: Tensor) -> None:
+        """Rewrite positions, or a mask, of the original slots in place to those that are left.
+
+        Raises:
+            ValueError: A position was removed, or differs between the rows.
+        """
+        if not self.moved:
+            return
+        new = torch.full((self.batch, self.original_length), -1, device=self.device)
+        numbers = torch.arange(self.index.shape[1], device=self.device).expand(self.batch, -1)
+        valid = self.valid if self.valid is not None else torch.ones_like(numbers, dtype=torch.bool)
+        new = new.scatter(1, torch.where(valid, self.index, self.index[:, -1:]), torch.where(valid, numbers, numbers[:, -1:]))
+        if wanted.dtype == torch.bool:
+            left = gather_rows(wanted.to(self.device), self.index) & valid
+            wanted.set_(left.to(wanted.device))  # type: ignore[call-overload]
+            return
+        positions = (wanted.to(self.device) % self.original_length).expand(self.batch, -1)
+        moved = new.gather(1, positions)
+        if bool((moved < 0).any()):
+            gone = sorted(set(positions[moved < 0].tolist()))
+            raise ValueError(f"logits_to_keep asks for positions {gone}, which {self.chain.label} removed.")
+        if wanted.ndim == 1:
+            if bool((moved != moved[:1]).any()):
+                raise ValueError(
+                    "logits_to_keep asks for the same positions in all rows, but rows kept different numbers of "
+                    "tokens; pass one row of positions per sample, or an int."
+                )
+            moved = moved[0]
+        wanted.copy_(moved)
+
+    def surviving_labels(self, labels: Tensor) -> Tensor:
+        """Labels (rows, original slots) on the slots that are left; padding and what follows it directly are ignored."""
+        index = self.index.to(labels.device)
+        kept = gather_rows(labels, index)
+        if self.valid is not None:
+            valid = self.valid.to(labels.device)
+            follows = torch.cat((torch.ones_like(valid[:, :1]), valid[:, :-1]), dim=1)
+            kept = kept.masked_fill(~(valid & follows), -100)
+        return kept

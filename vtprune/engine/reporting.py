@@ -1,0 +1,138 @@
+"""From the state of a finished prefill to a report; the tensors are only read when someone asks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vtprune.engine.cache import VisualCacheLayer
+from vtprune.engine.chain import Chain
+from vtprune.engine.decoder import DecoderStep
+from vtprune.engine.encoder import EncoderRun, Event
+from vtprune.engine.flops import attention_flops, linear_flops
+from vtprune.engine.layout import VisualLayout
+from vtprune.integrations.base import Integration
+from vtprune.report import PictureReport, PlaceReport, Report
+
+
+class Prefill:
+    """What a report needs of a finished prefill, without its hidden states and its cache."""
+
+    def __init__(self, integration: Integration, chain: Chain, step: DecoderStep) -> None:
+        if step.layout is None or step.run is None or step.picture is None or step.token is None:
+            raise RuntimeError("only a prefill with pictures has a report.")
+        self.integration = integration
+        self.chain = chain
+        self.layout: VisualLayout = step.layout
+        self.run: EncoderRun = step.run
+        self.events = [*step.run.events, *step.events]
+        self.picture, self.token, self.batch = step.picture, step.token, step.batch
+        self.lengths = step.lengths
+        self.text_valid: Tensor | int = (
+            step.original_length if step.original_valid is None else step.original_valid.sum(1)
+        )
+        self.kv_bytes = _kv_bytes(step)
+        self._report: Report | None = None
+
+    def report(self) -> Report:
+        """The report; made once."""
+        if self._report is None:
+            pictures = self._pictures()
+            before, after = self._flops()
+            kv_before, kv_after = self.kv_bytes
+            self._report = Report(
+                methods=self.chain.names,
+                visual_tokens_before=sum(g[0] * g[1] * g[2] for g in self.layout.grids),
+                visual_tokens_after=sum(len(p.kept) for p in pictures),
+                prefill_flops_before=before,
+                prefill_flops_after=after,
+                kv_bytes_before=kv_before,
+                kv_bytes_after=kv_after,
+                places=tuple(_place(event) for event in self.events),
+                pictures=pictures,
+                notes=self._notes(),
+            )
+        return self._report
+
+    def _pictures(self) -> tuple[PictureReport, ...]:
+        source = self.layout.source.tolist()
+        picture, token = self.picture.cpu(), self.token.cpu()
+        reports = []
+        row = 0
+        for number, encoded in enumerate(source):
+            while row + 1 < len(self.layout.first) and self.layout.first[row + 1] <= number:
+                row += 1
+            entered = range(self.run.tokens[encoded])
+            kept = token[picture == number]
+            run = self.run
+            reports.append(
+                PictureReport(
+                    row=row,
+                    index=number - self.layout.first[row],
+                    grid=self.layout.grids[number],
+                    entered=tuple(entered if run.kept is None else run.kept[encoded].nonzero().squeeze(1).tolist()),
+                    kept=tuple(kept.tolist()),
+                    owner=None if run.owner is None else tuple(run.owner[encoded].tolist()),
+                )
+            )
+        return tuple(reports)
+
+    def _flops(self) -> tuple[int, int]:
+        integration, run = self.integration, self.run
+        before = after = 0
+        # The encoder and the projector ran once per picture, however many rows share it.
+        pictures, lead = len(run.tokens), integration.leading
+        full = run.tokens[0] + lead
+        tokens = full
+        for i, layer in enumerate(integration.all_encoder_layers):
+            block = integration.encoder_blocks[i] if i < len(integration.encoder_blocks) else None
+            mlp = linear_flops(block.mlp if block is not None else layer.get_submodule("mlp"))
+            rest = linear_flops(layer) - mlp
+            width = integration.encoder_width
+            attended, fed = run.layer_tokens.get(i, (tokens, tokens))
+            before += pictures * (full * (mlp + rest) + attention_flops(full, full, width))
+            after += pictures * (attended * rest + fed * mlp + attention_flops(attended, attended, width))
+            tokens = fed
+        projector = linear_flops(integration.projector)
+        before += projector * sum(run.tokens)
+        after += projector * run.projected_tokens
+        for i, layer in enumerate(integration.decoder_layers):
+            linear, width = linear_flops(layer), integration.decoder_width(layer)
+            length, past = self.lengths[i]
+            # Without removals in earlier turns the past has its full length; what was removed then counts as saved then.
+            for rows, total in ((self._per_row(self.text_valid), "before"), (self._per_row(length), "after")):
+                flops = sum(n * linear + attention_flops(n, past + n, width) for n in rows)
+                if total == "before":
+                    before += flops
+                else:
+                    after += flops
+        return before, after
+
+    def _per_row(self, length: Tensor | int) -> list[int]:
+        return [length] * self.batch if isinstance(length, int) else length.tolist()
+
+    def _notes(self) -> tuple[str, ...]:
+        acted = {event.stage.method for event in self.events}
+        idle = [name for name in dict.fromkeys(self.chain.names) if name not in acted]
+        return tuple(f"{name} removed nothing." for name in idle)
+
+
+def _place(event: Event) -> PlaceReport:
+    before, after = int(event.before), int(event.after)
+    note = "kept everything" if before == after else ""
+    return PlaceReport(event.stage.method, event.stage.stage.place.value, event.layer, before, after, note)
+
+
+def _kv_bytes(step: DecoderStep) -> tuple[int | None, int | None]:
+    if step.cache is None:
+        return None, None
+    before = after = 0
+    for layer in step.cache.layers:
+        if not isinstance(getattr(layer, "keys", None), torch.Tensor):
+            continue
+        held = layer.keys.nbytes + layer.values.nbytes
+        after += held
+        if isinstance(layer, VisualCacheLayer) and layer.physical_length:
+            held = held * layer.get_seq_length() // layer.physical_length
+        before += held
+    return before, after

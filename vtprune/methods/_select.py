@@ -1,0 +1,60 @@
+"""What several methods need: top-k per row with decided ties, masks from indices, checks with readable messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def top_k_mask(scores: Tensor, counts: int | Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mark the highest scores of every row.
+
+    Among equal scores the lower index wins. NaN ranks below every number. A row never gets more than its valid tokens.
+
+    Args:
+        scores: (rows, tokens).
+        counts: How many to mark, one number for all rows or one per row (rows,).
+        valid: bool, (rows, tokens), True for the tokens that may be marked; all if None.
+
+    Returns:
+        bool, (rows, tokens).
+    """
+    scores = scores.detach()
+    nan = scores.isnan()
+    order = scores.masked_fill(nan, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    # A second stable sort moves NaN behind all numbers (also behind minus infinity), and padding behind NaN.
+    rank = nan.to(torch.int8) if valid is None else torch.where(valid, nan.to(torch.int8), 2)
+    order = order.gather(1, rank.gather(1, order).argsort(dim=1, stable=True))
+    limits = counts.to(scores.device).unsqueeze(1) if isinstance(counts, Tensor) else counts
+    wanted = torch.arange(scores.shape[1], device=scores.device) < limits
+    mask = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, wanted.expand_as(order))
+    return mask if valid is None else mask & valid
+
+
+def index_mask(index: Tensor, tokens: int) -> Tensor:
+    """Turn chosen indices (pictures, n) into a bool mask (pictures, tokens)."""
+    mask = torch.zeros((index.shape[0], tokens), dtype=torch.bool, device=index.device)
+    return mask.scatter_(1, index, True)
+
+
+def given(signal: Tensor | None, method: str, name: str) -> Tensor:
+    """Return a signal that the method asked for.
+
+    Raises:
+        ValueError: It is missing.
+    """
+    if signal is None:
+        raise ValueError(f"method {method!r} needs the signal {name!r}, but got None.")
+    return signal
+
+
+def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    """Refuse a value that is not one of the allowed words.
+
+    Raises:
+        ValueError: `value` is not in `allowed`.
+    """
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")

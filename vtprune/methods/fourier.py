@@ -1,0 +1,148 @@
+"""Shrinks each picture's feature map by a low-pass filter in the frequency domain (discrete cosine transform).
+
+Paper: "Fourier-VLM: Compressing Vision Tokens in the Frequency Domain for Large Vision-Language Models",
+arXiv 2508.06038. Authors' code: github.com/whyisverysmart/Fourier-Compressor.
+Differs from the paper in: the default gain is 1, so that the mean of the features stays (the released code multiplies
+it by sqrt(old / new tokens), which its fine-tuned checkpoints have learnt: `gain="official"`); the budget may be any
+`keep`; two small matrix products instead of a fast Fourier transform. On all families it acts where the engine
+hands over `encoded`; the frames of a video are filtered one by one, without a transform over time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vtprune.budget import Budget, token_count
+from vtprune.methods._select import check_choice
+from vtprune.methods.base import Method, ModelInfo, Pictures, Place, Positions, Replace, Stage
+from vtprune.methods.registry import register
+
+
+@register("fourier")
+@dataclasses.dataclass(frozen=True)
+class Fourier(Method):
+    """Low-pass compression of the feature map at the encoder's output."""
+
+    kind = "frequency"
+    places = (Place.ENCODER_OUTPUT,)
+    paper = "Fourier-VLM, arXiv 2508.06038"
+
+    keep: Budget = 0.25  # ratio in (0, 1] or tokens per picture; without effect once `side` or `ratio` is given
+    side: int | tuple[int, int] | None = None  # rows and columns of the small grid, at most those of the picture
+    ratio: float | None = None  # share of each side in (0, 1], rounded down, at least 1; the Qwen-VL code has 2 / 3
+    norm: Literal["ortho", "none"] = "ortho"  # scaling of the transform; matters only with gain="official"
+    gain: Literal["unit", "official"] = "unit"  # "unit" keeps the mean, "official" as released with the checkpoints
+    positions: Positions = "compact"  # "compact": as if the picture had been smaller
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        super().__post_init__()
+        check_choice("norm", self.norm, ("ortho", "none"))
+        check_choice("gain", self.gain, ("unit", "official"))
+        if self.side is not None and self.ratio is not None:
+            raise ValueError(f"give side or ratio, not both; got side={self.side!r} and ratio={self.ratio!r}.")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio must be a share of each side in (0, 1], got {self.ratio!r}.")
+        if self.side is not None:
+            sides = (self.side,) if isinstance(self.side, int) else tuple(self.side)
+            if not all(type(s) is int and s >= 1 for s in sides) or len(sides) not in (1, 2):
+                raise ValueError(
+                    f"side must be a whole number >= 1 or a pair (rows, columns) of them, got {self.side!r}."
+                )
+            object.__setattr__(self, "side", sides[0] if len(sides) == 1 else sides)
+
+    def stages(self, model: ModelInfo) -> Sequence[Stage]:
+        """One replacement at the encoder's output; needs the whole grid."""
+        return [Stage(Place.ENCODER_OUTPUT, self.decide, positions=self.positions, needs_grid=True)]
+
+    def decide(self, pictures: Pictures) -> Replace | None:
+        """Filter every frame of every picture."""
+        if pictures.grid is None:
+            raise ValueError("method 'fourier' needs the whole grid of a picture, but its tokens were merged.")
+        frames, rows, columns = pictures.grid
+        small = self.small_grid(frames, rows, columns)
+        if small == (rows, columns):
+            return None
+        x = pictures.encoded
+        maps = x.reshape(-1, rows * columns, x.shape[-1])
+        features = low_pass(maps, (rows, columns), small, norm=self.norm, gain=self.gain)
+        owner = cell_owner(frames, (rows, columns), small).to(x.device)
+        return Replace(features.reshape(x.shape[0], -1, x.shape[-1]), owner.expand(x.shape[0], -1))
+
+    def small_grid(self, frames: int, rows: int, columns: int) -> tuple[int, int]:
+        """Rows and columns of the compressed grid of one frame."""
+        if self.side is not None:
+            side = (self.side, self.side) if isinstance(self.side, int) else self.side
+            return min(side[0], rows), min(side[1], columns)
+        if self.ratio is not None:
+            return max(int(rows * self.ratio), 1), max(int(columns * self.ratio), 1)
+        return fit_grid(token_count(self.keep, frames * rows * columns) / frames, rows, columns)
+
+
+def fit_grid(target: float, rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of the smaller grid of the same shape that has nearly `target` cells.
+
+    Considered are the grids whose one side is chosen freely and whose other side is the exact proportion, rounded up
+    or down. The number of cells nearest to `target` wins, then the shape nearest to the original, then fewer cells,
+    then fewer rows.
+    """
+    grids = set()
+    for h in range(1, rows + 1):
+        grids |= {(h, max(1, w)) for w in (h * columns // rows, -(-h * columns // rows))}
+    for w in range(1, columns + 1):
+        grids |= {(max(1, h), w) for h in (w * rows // columns, -(-w * rows // columns))}
+    return min(grids, key=lambda g: (abs(g[0] * g[1] - target), abs(g[0] * columns - g[1] * rows), g[0] * g[1], g[0]))
+
+
+def low_pass(
+    features: Tensor,
+    grid: tuple[int, int],
+    small: tuple[int, int],
+    *,
+    norm: str = "ortho",
+    gain: str = "unit",
+) -> Tensor:
+    """Keep the lowest `small` frequencies of maps (pictures, rows * columns, channels) and sample them on that grid.
+
+    Computed in float32, returned in the type of `features`: (pictures, small rows * small columns, channels).
+    """
+    for name, new, old in zip(("rows", "columns"), small, grid, strict=True):
+        if not 1 <= new <= old:
+            raise ValueError(f"{name} of the small grid must be from 1 to {old}, got {new}.")
+    down, across = (
+        resampling_matrix(old, new, norm, gain).to(features.device) for old, new in zip(grid, small, strict=True)
+    )
+    maps = features.float().unflatten(1, grid)  # (pictures, rows, columns, channels)
+    maps = (across @ maps).transpose(1, 2)  # (pictures, small columns, rows, channels)
+    return (down @ maps).transpose(1, 2).flatten(1, 2).to(features.dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def resampling_matrix(old: int, new: int, norm: str = "ortho", gain: str = "unit") -> Tensor:
+    """(new, old) float32 on the CPU: cosine transform of length `old`, its lowest `new` terms, inverse of length `new`.
+
+    The gain of a constant signal is 1 for "unit"; for "official" sqrt(old / new), or old / new without the orthonormal
+    scaling of the transforms.
+    """
+    frequency = torch.arange(new, dtype=torch.float64)
+    forward = (math.pi / (2 * old) * frequency[:, None] * (2 * torch.arange(old) + 1)).cos()  # (new, old)
+    inverse = (math.pi / (2 * new) * frequency[:, None] * (2 * torch.arange(new) + 1)).cos()  # (new, new)
+    weight = torch.where(frequency == 0, 1.0, 2.0) / old
+    unit = inverse.T @ (weight[:, None] * forward)
+    factor = 1.0 if gain == "unit" else (old / new) ** (0.5 if norm == "ortho" else 1.0)
+    return (unit * factor).float()
+
+
+def cell_owner(frames: int, grid: tuple[int, int], small: tuple[int, int]) -> Tensor:
+    """(1, frames * rows * columns): for every old slot the index of the new cell that covers it, frame by frame."""
+    down = torch.arange(grid[0]) * small[0] // grid[0]
+    across = torch.arange(grid[1]) * small[1] // grid[1]
+    cell = (down[:, None] * small[1] + across).flatten()
+    return (torch.arange(frames)[:, None] * (small[0] * small[1]) + cell).view(1, -1)

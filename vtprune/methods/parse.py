@@ -1,0 +1,91 @@
+"""Methods written as text: `divprune`, `fastv:layer=2,keep=0.5`, `pyramiddrop:layers=[8,16,24]`."""
+
+from __future__ import annotations
+
+import ast
+import math
+from typing import Any
+
+_WORDS: dict[str, Any] = {
+    "true": True,
+    "false": False,
+    "none": None,
+    "nan": math.nan,
+    "inf": math.inf,
+    "-inf": -math.inf,
+}
+_BRACKETS = {"(": ")", "[": "]", "{": "}"}
+
+
+def parse_value(text: str) -> Any:
+    """A parameter's value: a number, True/False/None in any case, a list or tuple of such, else the text itself."""
+    text = text.strip()
+    word = text.lower()
+    if word in _WORDS:
+        return _WORDS[word]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def parse_parameter(text: str) -> tuple[str, Any]:
+    """One `param=value`.
+
+    Raises:
+        ValueError: No `=`, no name before it, or nothing behind it.
+    """
+    name, equals, value = text.partition("=")
+    name, value = name.strip(), value.strip()
+    if not equals or not name or not value:
+        raise ValueError(f"a parameter is written name=value (layer=2, say), got {text.strip()!r}.")
+    if not name.isidentifier():
+        raise ValueError(f"a parameter's name is one word of letters, digits and underscores, got {name!r}.")
+    return name, parse_value(value)
+
+
+def parse_method(text: str) -> tuple[str, dict[str, Any]]:
+    """A method's name and parameters from `name` or `name:param=value,param=value`.
+
+    Commas inside brackets and quotes belong to the value.
+
+    Raises:
+        ValueError: No name, a malformed or repeated parameter, or an unclosed bracket or quote.
+    """
+    name, colon, rest = text.partition(":")
+    name = name.strip()
+    if not name:
+        raise ValueError(f"a method is written name or name:param=value,..., got {text!r}.")
+    if "=" in name or "," in name:
+        raise ValueError(f"a method's name and its parameters are separated by a colon (fastv:layer=2), got {text!r}.")
+    parameters: dict[str, Any] = {}
+    if colon and not rest.strip():
+        raise ValueError(f"parameters are missing after the colon of {text!r}.")
+    for part in _split(rest) if colon else ():
+        key, value = parse_parameter(part)
+        if key in parameters:
+            raise ValueError(f"parameter {key!r} is given twice in {text!r}.")
+        parameters[key] = value
+    return name, parameters
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that stand outside brackets and quotes."""
+    parts, start = [], 0
+    closing: list[str] = []
+    quote = ""
+    for at, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char in _BRACKETS:
+            closing.append(_BRACKETS[char])
+        elif closing and char == closing[-1]:
+            closing.pop()
+        elif char == "," and not closing:
+            parts.append(text[start:at])
+            start = at + 1
+    if quote or closing:
+        raise ValueError(f"{(quote or closing[-1])!r} is missing in {text!r}.")
+    return [*parts, text[start:]]

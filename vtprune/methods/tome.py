@@ -1,0 +1,113 @@
+"""Merges the most similar visual tokens inside every block of the vision encoder.
+
+Paper: "Token Merging: Your ViT But Faster", ICLR 2023, arXiv 2210.09461. Authors' code:
+github.com/facebookresearch/ToMe (CC-BY-NC; not used here).
+Differs from the paper in: `keep` names the patches left at the end, and the merges per layer follow from it; matching
+runs in float32, and equal similarities are decided by the lower index.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from numbers import Real
+
+from torch import Tensor
+
+from vtprune.budget import Budget, token_count
+from vtprune.kernels import bipartite_matching, owner_map
+from vtprune.methods.base import EncoderTokens, Group, Method, ModelInfo, Place, Positions, Stage
+from vtprune.methods.registry import register
+
+
+@register("tome")
+@dataclasses.dataclass(frozen=True)
+class ToMe(Method):
+    """Bipartite merging between attention and MLP of every encoder block; the class token stays alone."""
+
+    kind = "merging"
+    places = (Place.ENCODER_LAYER,)
+    paper = "ToMe, ICLR 2023, arXiv 2210.09461"
+
+    keep: Budget = 0.25  # ratio in (0, 1] or patches per picture after the last block; without effect once `r` is given
+    r: int | tuple[int, ...] | None = None  # merges per block as in the paper, a number for all or one for each
+    inflection: float = 0.0  # slope of the schedule of a single `r`, in [-1, 1]; -1 starts with 2 r and ends with 0
+    proportional: bool = True  # weigh attention by token size; False for encoders trained without supervision (MAE)
+    positions: Positions = "compact"  # position ids in the language model: "compact" or "original"
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        super().__post_init__()
+        if self.r is not None:
+            amounts = (self.r,) if isinstance(self.r, int) else tuple(self.r)
+            if not amounts or not all(type(a) is int and a >= 0 for a in amounts):
+                raise ValueError(f"r must be a whole number >= 0 or a list of them, got {self.r!r}.")
+            object.__setattr__(self, "r", self.r if isinstance(self.r, int) else amounts)
+        if isinstance(self.inflection, bool) or not isinstance(self.inflection, Real) or abs(self.inflection) > 1:
+            raise ValueError(f"inflection must be a number in [-1, 1], got {self.inflection!r}.")
+        if self.inflection and not isinstance(self.r, int):
+            raise ValueError(f"inflection={self.inflection!r} needs a single whole number r, got r={self.r!r}.")
+
+    def stages(self, model: ModelInfo) -> Sequence[Stage]:
+        """One merge in every encoder block."""
+        if isinstance(self.r, tuple) and len(self.r) > model.encoder_layers:
+            raise ValueError(f"r must name at most {model.encoder_layers} blocks of this model, got {len(self.r)}.")
+        decide = functools.partial(self.decide, layers=model.encoder_layers)
+        layers = tuple(range(model.encoder_layers))
+        return [Stage(Place.ENCODER_LAYER, decide, layers, positions=self.positions, proportional=self.proportional)]
+
+    def decide(self, tokens: EncoderTokens, layers: int) -> Group | None:
+        """Merge as many pairs as the schedule has for this block of `layers`."""
+        if self.r is None:
+            schedule = even_schedule(tokens.patches, token_count(self.keep, tokens.patches), layers)
+        else:
+            schedule = expand_schedule(self.r, layers, self.inflection)
+        merges = min(schedule[tokens.layer], (tokens.keys.shape[1] - tokens.protected) // 2)
+        return merge_step(tokens.keys, merges, tokens.protected) if merges > 0 else None
+
+
+def merge_step(keys: Tensor, merges: int, protected: int = 0) -> Group:
+    """Merge the `merges` most similar pairs of tokens, measured on keys (pictures, tokens, channels)."""
+    matching = bipartite_matching(keys, merges, protected=protected)
+    return Group(*owner_map(matching, keys.shape[1], protected=protected))
+
+
+@functools.lru_cache(maxsize=256)
+def even_schedule(patches: int, left: int, layers: int) -> tuple[int, ...]:
+    """Merges per layer that leave `left` of `patches`: the same everywhere, the remainder goes to the first layers.
+
+    A layer can merge at most half of what arrives. Where the even schedule would ask for more, earlier layers take
+    over, and the last ones merge less.
+
+    Raises:
+        ValueError: Even halving in every layer would leave more; the message says how many.
+    """
+    least = patches
+    for _ in range(layers):
+        least -= least // 2
+    if left < least:
+        raise ValueError(
+            f"keep must leave at least {least} of {patches} patches, got {left}: each of the {layers} encoder blocks "
+            f"can merge at most half of the patches that reach it."
+        )
+    total = patches - left
+    for asked in range(total, layers * total + 1):
+        more = asked % layers
+        schedule, arriving = [], patches
+        for layer in range(layers):
+            merges = min(asked // layers + (layer < more), arriving // 2, arriving - left)
+            schedule.append(merges)
+            arriving -= merges
+        if arriving == left:
+            break
+    return tuple(schedule)
+
+
+def expand_schedule(r: int | Sequence[int], layers: int, inflection: float = 0.0) -> tuple[int, ...]:
+    """Merges per layer as the paper's code writes them: a number with a slope, or a list that zeros complete."""
+    if not isinstance(r, int):
+        return (*r, *[0] * (layers - len(r)))
+    low = int(r * (1.0 - inflection))
+    step = (2 * r - 2 * low) / max(layers - 1, 1)
+    return tuple(int(low + step * layer) for layer in range(layers))
