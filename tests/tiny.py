@@ -60,6 +60,7 @@ def tiny_llava(tower: str = "clip", attention: str = "sdpa", decoder: str = "lla
     model.set_attn_implementation(attention)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
+    model.generation_config.suppress_tokens = [IMAGE]
     return model.eval()
 
 

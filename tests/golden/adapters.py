@@ -1,6 +1,7 @@
 """One function per method: from the arrays of a golden case to its outputs, by the library's own functions.
 
-The folder's README says what the arrays are. `INPUTS` names those that go in; everything else in a file must come out.
+The folder's README says what the arrays are. `INPUTS` names those that go in, beside single numbers; everything else in
+a file must come out.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ def _tome_step(case: Case) -> dict[str, Any]:
 
 
 def _tome_blocks(case: Case) -> dict[str, Any]:
-    x = case["x"]
-    heads = int(case["num_heads"])
+    x, merges = case["x"], int(case.get("r", 8))
+    heads = int(case["num_heads"]) if "num_heads" in case else x.shape[2] // int(case["head_dim"])
     sizes, out = torch.ones(x.shape[:2]), {}
     whole = torch.arange(x.shape[1]).expand(x.shape[:2])
     for i in range(3):
@@ -120,7 +121,7 @@ def _tome_blocks(case: Case) -> dict[str, Any]:
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=sizes.log()[:, None, None])
         out[f"attn_out_{i}"] = F.linear(attended.transpose(1, 2).flatten(2), case["w_proj"], case["b_proj"])
         out[f"metric_{i}"] = k.mean(1)
-        step = merge_step(k.mean(1), int(case["r"]), protected=1)
+        step = merge_step(k.mean(1), merges, protected=1)
         x, sizes = merge_by_owner(x + out[f"attn_out_{i}"], step.owner, step.groups, sizes)
         whole = step.owner.gather(1, whole)
         out |= {f"x_{i}": x, f"size_{i}": sizes.unsqueeze(-1), f"source_{i}": _membership(whole, step.groups)}
@@ -226,18 +227,13 @@ ADAPTERS: dict[str, Callable[[Case], dict[str, Any]]] = {
 METHOD_OF_FOLDER = {"fourier_vlm": "fourier"}
 
 INPUTS = {
-    "divprune": {"features", "ratio"},
-    "fastervlm": {"q_cls", "keys", "features", "visual_token_num", "image_size_wh", "grid_wh", "side"},
-    "fastv": {
-        *("q", "k", "sys_length", "image_token_length", "attention_rank"),
-        *("inputs_embeds", "num_heads", "num_layers", "K", "rms_norm_eps", "rope_theta"),
-    },
-    "fourier": {"features", "grid_hw", "reserve_hw", "norm_ortho"},
-    "tome": {
-        *("metric", "x", "r", "class_token", "distill_token", "size_in"),
-        *("w_qkv", "w_proj", "b_proj", "num_heads", "head_dim", "scale"),
-    },
+    "divprune": {"features"},
+    "fastervlm": {"q_cls", "keys", "features", "image_size_wh", "grid_wh"},
+    "fastv": {"q", "k", "inputs_embeds"},
+    "fourier": {"features", "grid_hw", "reserve_hw"},
+    "tome": {"metric", "x", "size_in", "w_qkv", "w_proj", "b_proj"},
 }
+SCALAR_OUTPUTS = {"budget", "r_effective"}
 
 # Absolute tolerance, and those of single arrays as (absolute, relative).
 TOLERANCE = {"tome": 2e-4}

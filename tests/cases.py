@@ -1,0 +1,27 @@
+"""Every registered method, with parameters that fit the tiny models. A new method is tested without further work."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vtprune.methods import get_method, method_names
+
+SPECIAL = {"exit": {"layer": 3}, "fastv": {"layer": 2, "keep": 0.3}, "tome": {"keep": 0.5}}
+
+
+def cases() -> list[tuple[str, dict]]:
+    """(name, parameters) of every method, and of both position rules where a method offers them."""
+    found = []
+    for name in method_names():
+        fields = {f.name for f in dataclasses.fields(get_method(name))}
+        parameters = SPECIAL.get(name, {"keep": 0.3} if "keep" in fields else {})
+        found.append((name, parameters))
+        if "positions" in fields:
+            default = get_method(name)().positions
+            other = "original" if default == "compact" else "compact"
+            found.append((name, {**parameters, "positions": other}))
+    return found
+
+
+CASES = cases()
+IDS = [f"{name}{'-' + p['positions'] if 'positions' in p else ''}" for name, p in CASES]
