@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
 
 from vtprune.integrations.base import EncoderBlock, Grid, Integration
 from vtprune.integrations.llava import LlavaIntegration
@@ -25,8 +26,9 @@ def integrate(model: object) -> Integration:
     for module in model.modules():
         config = getattr(module, "config", None)
         for family in FAMILIES:
-            # The same model type also names the inner model without a head: only the one that generates will do.
-            if getattr(config, "model_type", None) in family.model_types and hasattr(module, "lm_head"):
+            # Wrappers and the inner model without a head carry the same config: only the one that generates will do.
+            generates = isinstance(module, PreTrainedModel) and isinstance(module, GenerationMixin)
+            if generates and getattr(config, "model_type", None) in family.model_types:
                 return family(module)
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", None)

@@ -93,6 +93,11 @@ class Integration(ABC):
     def leading(self) -> int:
         """How many of the encoder's first tokens are dropped before the projector."""
 
+    @property
+    @abstractmethod
+    def patches_per_picture(self) -> int | None:
+        """Patches of a picture in the encoder; None where it depends on the picture."""
+
     @abstractmethod
     def encoder_heads(self, block: EncoderBlock) -> int:
         """Number of attention heads of a vision block."""

@@ -79,6 +79,11 @@ class LlavaIntegration(Integration):
     def leading(self) -> int:
         return 1 if self.model.config.vision_feature_select_strategy == "default" else 0
 
+    @property
+    def patches_per_picture(self) -> int | None:
+        vision = self.model.config.vision_config
+        return (vision.image_size // vision.patch_size) ** 2
+
     def encoder_heads(self, block: EncoderBlock) -> int:
         attention: Any = block.attention
         return attention.num_heads

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtprune.kernels._shared import check_shape
+from vtprune.kernels._shared import check_shape, full_precision
 
 ReduceRows = Literal["mean", "sum", "max"] | None
 ReduceHeads = Literal["mean", "max"] | None
@@ -89,7 +89,8 @@ def _probabilities(q: Tensor, transposed_keys: Tensor, mask: Tensor | None) -> T
     batch, heads, rows, dim = q.shape
     kv_heads, keys = transposed_keys.shape[1], transposed_keys.shape[3]
     # The heads that share a key head become rows of one product, instead of copies of the keys.
-    logits = q.reshape(batch, kv_heads, heads // kv_heads * rows, dim) @ transposed_keys
+    with full_precision(q):
+        logits = q.reshape(batch, kv_heads, heads // kv_heads * rows, dim) @ transposed_keys
     logits = logits.view(batch, heads, rows, keys)
     if mask is None:
         return logits.softmax(-1)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vtprune.kernels._shared import check_shape, first_argmax, unit_rows
+from vtprune.kernels._shared import check_shape, first_argmax, full_precision, unit_rows
 from vtprune.kernels.ragged_compact import gather_rows
 
 
@@ -49,7 +49,8 @@ def bipartite_matching_reference(keys: Tensor, merges: int, *, protected: int = 
         return Matching(nothing, nothing, everything)
     best, partner = [], []
     for start in range(0, a.shape[1], block):
-        similarity = a[:, start : start + block] @ b  # (pictures, block, |B|)
+        with full_precision(a):
+            similarity = a[:, start : start + block] @ b  # (pictures, block, |B|)
         if protected == 2:
             similarity[:, :, 0] = -torch.inf
         best_here, partner_here = first_argmax(similarity)

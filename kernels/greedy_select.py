@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtprune.kernels._shared import check_shape, first_argmax, unit_rows
+from vtprune.kernels._shared import check_shape, first_argmax, full_precision, unit_rows
 
 
 def farthest_points_reference(
@@ -83,7 +83,8 @@ def _first_scores(unit: Tensor, first: str | Tensor, valid: Tensor | None, block
     batch = torch.arange(pictures, device=unit.device).unsqueeze(1)
     for start in range(0, tokens, block):
         rows = slice(start, min(start + block, tokens))
-        similarity = unit[:, rows] @ unit.transpose(1, 2)  # (pictures, block, tokens)
+        with full_precision(unit):
+            similarity = unit[:, rows] @ unit.transpose(1, 2)  # (pictures, block, tokens)
         similarity.diagonal(start, 1, 2).fill_(-torch.inf)
         if valid is not None:
             similarity.masked_fill_(~valid.unsqueeze(1), -torch.inf)

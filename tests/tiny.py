@@ -24,9 +24,8 @@ PIXELS = SIDE * 8
 def tiny_llava(tower: str = "clip", attention: str = "sdpa", decoder: str = "llama", seed: int = 0, **config):
     """A LLaVA with a CLIP ([CLS], layer -2) or SigLIP (no [CLS], layer -1) tower and 5 decoder layers with GQA."""
     torch.manual_seed(seed)
-    shared = dict(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, image_size=PIXELS, patch_size=8
-    )
+    shared = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4)
+    shared |= dict(image_size=PIXELS, patch_size=8)
     vision = CLIPVisionConfig(**shared) if tower == "clip" else SiglipVisionConfig(**shared, vision_use_head=False)
     text = (LlamaConfig if decoder == "llama" else Qwen2Config)(
         vocab_size=VOCABULARY,

@@ -74,7 +74,7 @@ def remove(model: Any) -> Any:
 def applied(
     model: Any, method: MethodLike | Sequence[MethodLike], keep: Budget | None = None, **parameters: Any
 ) -> Iterator[Any]:
-    """`apply` for the length of a `with` block; afterwards the model is as it was before, with what was applied then."""
+    """`apply` for the length of a `with` block; afterwards the model is as it was, with what was applied to it then."""
     inner = integrate(model).model
     previous = _engines.get(inner)
     apply(model, method, keep, **parameters)
@@ -128,6 +128,10 @@ def build_chain(
     single = isinstance(method, str | Method) or (
         isinstance(method, tuple) and len(method) == 2 and isinstance(method[1], Mapping)
     )
+    if not single and not isinstance(method, list | tuple):
+        raise TypeError(
+            f"method must be a name, a (name, parameters) pair, a Method or a list of these, got {method!r}."
+        )
     written: list[Any] = [method] if single else list(method)  # type: ignore[arg-type]
     if not written:
         raise ValueError("method must name at least one method, got an empty list.")
@@ -146,7 +150,7 @@ def build_chain(
         if len(takers) != 1:
             names = [p.name if isinstance(p, Method) else p[0] for p in parts]
             why = "none of them is without a budget that it takes" if not takers else "several take it"
-            raise ValueError(f"keep={keep!r} is for exactly one method, but of {names} {why}; write it with its method.")
+            raise ValueError(f"keep={keep!r} is for one method, but of {names} {why}; write it with its method.")
         takers[0][1]["keep"] = keep
     return [p if isinstance(p, Method) else build_method(*p) for p in parts]
 

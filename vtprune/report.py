@@ -46,9 +46,10 @@ class PictureReport:
 class Report:
     """The last prefill of a model on this thread.
 
-    FLOPs count multiply and add as two, use the dense formulas with the real number of tokens in every layer of the
-    encoder, the projector and the decoder, and sum over the batch. KV bytes are measured on the cache right after the
-    prefill (`before`: the same cache, had nothing been removed) and None where the run used no cache.
+    FLOPs count multiply and add as two, use the dense formulas (no discount for the causal half of attention) with the
+    real number of tokens in every layer of the encoder, the projector and the decoder, and sum over the batch; patch
+    embedding and language-model head are left out, being the same in both. KV bytes are measured on the cache right
+    after the prefill (`before`: the same cache, had nothing been removed) and None where the run used no cache.
     """
 
     methods: tuple[str, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 from vtprune.integrations.base import Integration
@@ -60,6 +61,7 @@ class Chain:
             encoder_layers=len(integration.encoder_blocks),
             decoder_layers=len(integration.decoder_layers),
             has_cls=integration.has_cls,
+            patches=integration.patches_per_picture,
         )
         self.stages = [ChainStage(method.name, stage) for method in methods for stage in method.stages(info)]
         for stage in self.stages:
@@ -74,7 +76,7 @@ class Chain:
         self.encoder_output_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_OUTPUT]
         self.decoder_stages = [s for s in self.stages if s.stage.place is Place.DECODER_LAYER]
         encoder_stages = self.encoder_layer_stages + self.encoder_output_stages
-        for earlier, later in zip(encoder_stages, encoder_stages[1:], strict=False):
+        for earlier, later in itertools.pairwise(encoder_stages):
             if later.stage.needs_grid:
                 raise ValueError(
                     f"{later.method} needs every token of the picture's grid, so it cannot follow {earlier.method}; "

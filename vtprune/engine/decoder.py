@@ -110,7 +110,7 @@ class DecoderStep:
         for rows in dict.fromkeys(self.rows):
             rows.extend(self.batch, self.past_length[rows.leader], self.original_length, self.valid, self.device)
         if drop is not None:
-            index, valid = self._compact(~drop, 0, self.chain.door_positions)
+            index, _ = self._compact(~drop, 0, self.chain.door_positions)
             for name in ("input_ids", "inputs_embeds"):
                 if arguments.get(name) is not None:
                     arguments[name] = gather_rows(arguments[name], index)
@@ -369,7 +369,9 @@ class DecoderStep:
         new = torch.full((self.batch, self.original_length), -1, device=self.device)
         numbers = torch.arange(self.index.shape[1], device=self.device).expand(self.batch, -1)
         valid = self.valid if self.valid is not None else torch.ones_like(numbers, dtype=torch.bool)
-        new = new.scatter(1, torch.where(valid, self.index, self.index[:, -1:]), torch.where(valid, numbers, numbers[:, -1:]))
+        # Padding writes where the last slot, which is never padding, writes the same.
+        index, numbers = (torch.where(valid, x, x[:, -1:]) for x in (self.index, numbers))
+        new = new.scatter(1, index, numbers)
         if wanted.dtype == torch.bool:
             left = gather_rows(wanted.to(self.device), self.index) & valid
             wanted.set_(left.to(wanted.device))  # type: ignore[call-overload]
@@ -389,7 +391,7 @@ class DecoderStep:
         wanted.copy_(moved)
 
     def surviving_labels(self, labels: Tensor) -> Tensor:
-        """Labels (rows, original slots) on the slots that are left; padding and what follows it directly are ignored."""
+        """Labels (rows, original slots) on the slots that are left; padding and what follows it are ignored."""
         index = self.index.to(labels.device)
         kept = gather_rows(labels, index)
         if self.valid is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.encoder import EncoderRun
+from vtprune.engine.graphs import OutsideGraphs
 from vtprune.engine.reporting import Prefill
 from vtprune.integrations.base import EncoderBlock, Integration
 
@@ -49,9 +50,6 @@ class Engine:
             for layer in stage.layers:
                 self.layer_stages.setdefault(layer, []).append(stage)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
-        raise TypeError("a model with vtprune methods cannot be copied: call vtprune.remove(model) first.")
-
     # Hooks.
 
     def attach(self) -> None:
@@ -81,7 +79,7 @@ class Engine:
         for i, block in enumerate(integration.encoder_blocks):
             self._attach_block(i, block)
         self.loss = integration.model.__dict__.get("_loss_function")
-        integration.model.loss_function = self._loss(integration.model.loss_function)
+        integration.model.loss_function = OutsideGraphs(self._loss(integration.model.loss_function))
 
     def _attach_block(self, index: int, block: EncoderBlock) -> None:
         stages = [s for s in self.chain.encoder_layer_stages if index in s.layers]
@@ -100,10 +98,11 @@ class Engine:
             self._after(block.layer, self._leave_block, prepend=True)
 
     def _before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        self.handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        self.handles.append(module.register_forward_pre_hook(OutsideGraphs(hook), with_kwargs=True))
 
     def _after(self, module: nn.Module, hook: Callable[..., Any], prepend: bool = False, always: bool = False) -> None:
-        self.handles.append(module.register_forward_hook(hook, prepend=prepend, always_call=always))
+        handle = module.register_forward_hook(OutsideGraphs(hook), prepend=prepend, always_call=always)
+        self.handles.append(handle)
 
     def detach(self) -> None:
         """Remove all hooks, last first, and everything else that `attach` left on the model."""

@@ -28,9 +28,8 @@ class Prefill:
         self.events = [*step.run.events, *step.events]
         self.picture, self.token, self.batch = step.picture, step.token, step.batch
         self.lengths = step.lengths
-        self.text_valid: Tensor | int = (
-            step.original_length if step.original_valid is None else step.original_valid.sum(1)
-        )
+        valid = step.original_valid
+        self.original_length: Tensor | int = step.original_length if valid is None else valid.sum(1)
         self.kv_bytes = _kv_bytes(step)
         self._report: Report | None = None
 
@@ -78,35 +77,34 @@ class Prefill:
         return tuple(reports)
 
     def _flops(self) -> tuple[int, int]:
-        integration, run = self.integration, self.run
-        before = after = 0
-        # The encoder and the projector ran once per picture, however many rows share it.
-        pictures, lead = len(run.tokens), integration.leading
-        full = run.tokens[0] + lead
-        tokens = full
-        for i, layer in enumerate(integration.all_encoder_layers):
-            block = integration.encoder_blocks[i] if i < len(integration.encoder_blocks) else None
-            mlp = linear_flops(block.mlp if block is not None else layer.get_submodule("mlp"))
-            rest = linear_flops(layer) - mlp
-            width = integration.encoder_width
-            attended, fed = run.layer_tokens.get(i, (tokens, tokens))
-            before += pictures * (full * (mlp + rest) + attention_flops(full, full, width))
-            after += pictures * (attended * rest + fed * mlp + attention_flops(attended, attended, width))
-            tokens = fed
-        projector = linear_flops(integration.projector)
-        before += projector * sum(run.tokens)
-        after += projector * run.projected_tokens
-        for i, layer in enumerate(integration.decoder_layers):
-            linear, width = linear_flops(layer), integration.decoder_width(layer)
+        """Prefill FLOPs before and after, of the encoder, the projector and the decoder's layers."""
+        encoder = self._encoder_flops()
+        projector = linear_flops(self.integration.projector)
+        before = encoder[0] + projector * sum(self.run.tokens)
+        after = encoder[1] + projector * self.run.projected_tokens
+        for i, layer in enumerate(self.integration.decoder_layers):
+            linear, width = linear_flops(layer), self.integration.decoder_width(layer)
             length, past = self.lengths[i]
-            # Without removals in earlier turns the past has its full length; what was removed then counts as saved then.
-            for rows, total in ((self._per_row(self.text_valid), "before"), (self._per_row(length), "after")):
-                flops = sum(n * linear + attention_flops(n, past + n, width) for n in rows)
-                if total == "before":
-                    before += flops
-                else:
-                    after += flops
+            for n in self._per_row(self.original_length):
+                before += n * linear + attention_flops(n, past + n, width)
+            for n in self._per_row(length):
+                after += n * linear + attention_flops(n, past + n, width)
         return before, after
+
+    def _encoder_flops(self) -> tuple[int, int]:
+        """The encoder runs once per picture, however many rows share it."""
+        integration, run = self.integration, self.run
+        pictures = len(run.tokens)
+        tokens = full = run.tokens[0] + integration.leading
+        width = integration.encoder_width
+        before = after = 0
+        for i, layer in enumerate(integration.all_encoder_layers):
+            mlp = linear_flops(layer.get_submodule("mlp"))
+            rest = linear_flops(layer) - mlp
+            attended, tokens = run.layer_tokens.get(i, (tokens, tokens))
+            before += full * (mlp + rest) + attention_flops(full, full, width)
+            after += attended * rest + tokens * mlp + attention_flops(attended, attended, width)
+        return pictures * before, pictures * after
 
     def _per_row(self, length: Tensor | int) -> list[int]:
         return [length] * self.batch if isinstance(length, int) else length.tolist()

@@ -8,9 +8,11 @@ from vtprune.methods.base import (
     ModelInfo,
     Pictures,
     Place,
+    Positions,
     Replace,
     Stage,
     VisualTokens,
+    check_layer,
 )
 from vtprune.methods.registry import build_method, get_method, method_names, register
 
@@ -22,10 +24,12 @@ __all__ = [
     "ModelInfo",
     "Pictures",
     "Place",
+    "Positions",
     "Replace",
     "Stage",
     "VisualTokens",
     "build_method",
+    "check_layer",
     "get_method",
     "method_names",
     "register",

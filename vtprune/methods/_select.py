@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -58,3 +59,35 @@ def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     """
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+
+
+def check_number(name: str, value: object, low: float, high: float, *, above_low: bool = False) -> None:
+    """Refuse a value that is no number in [low, high], or in (low, high] if it must be above `low`.
+
+    Raises:
+        TypeError: `value` is no number.
+        ValueError: It is out of range, or NaN.
+    """
+    allowed = f"{name} must be a number in {'(' if above_low else '['}{low:g}, {high:g}]"
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{allowed}, got {value!r} of type {type(value).__name__}.")
+    number = float(value)
+    if not low <= number <= high or (above_low and number == low):
+        raise ValueError(f"{allowed}, got {value!r}.")
+
+
+def check_whole_numbers(name: str, value: object, least: int, count: int | None = None) -> int | tuple[int, ...]:
+    """Check a whole number or a sequence of them (of length `count` if given), and return an `int` or a tuple.
+
+    Raises:
+        TypeError: `value` is neither.
+        ValueError: A number is below `least`, or there are too few or too many.
+    """
+    several = "a sequence of them" if count is None else f"a sequence of {count}"
+    allowed = f"{name} must be a whole number >= {least} or {several}"
+    numbers = tuple(value) if isinstance(value, Sequence) else (value,)
+    if isinstance(value, str) or not all(type(n) is int for n in numbers):
+        raise TypeError(f"{allowed}, got {value!r}.")
+    if not numbers or min(numbers) < least or (isinstance(value, Sequence) and count not in (None, len(numbers))):
+        raise ValueError(f"{allowed}, got {value!r}.")
+    return numbers if isinstance(value, Sequence) else numbers[0]

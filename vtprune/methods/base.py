@@ -31,13 +31,15 @@ class Place(StrEnum):
 class ModelInfo:
     """What a method may know about the model that it is applied to.
 
-    `encoder_layers` counts only the blocks whose output reaches the language model.
+    `encoder_layers` counts only the blocks whose output reaches the language model. `patches` is the number of
+    patches of a picture in the encoder, None where it depends on the picture.
     """
 
     family: str
     encoder_layers: int
     decoder_layers: int
     has_cls: bool
+    patches: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,7 @@ class VisualTokens:
         layer: Index of the decoder layer that is about to run.
         valid: (rows, tokens), False on padding.
         picture: (rows, tokens), number of the picture within its row, -1 on padding.
-        arrived: (rows, pictures), how many tokens of each picture arrive at this layer; 0 where a row has fewer pictures.
+        arrived: (rows, pictures), how many tokens of each picture arrive at this layer; 0 where there is none.
         attention: (rows, tokens), attention that the query rows asked for give each visual token in the layer before
             this one: softmax over all keys, mean over heads and query rows; 0 on padding. None unless asked for.
         memory: Lives as long as this prefill; for stages that compare layers.

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from vtprune.budget import Budget, token_count
-from vtprune.methods._select import check_choice
+from vtprune.kernels._shared import full_precision
+from vtprune.methods._select import check_choice, check_number, check_whole_numbers
 from vtprune.methods.base import Method, ModelInfo, Pictures, Place, Positions, Replace, Stage
 from vtprune.methods.registry import register
 
@@ -48,15 +49,10 @@ class Fourier(Method):
         check_choice("gain", self.gain, ("unit", "official"))
         if self.side is not None and self.ratio is not None:
             raise ValueError(f"give side or ratio, not both; got side={self.side!r} and ratio={self.ratio!r}.")
-        if self.ratio is not None and not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio must be a share of each side in (0, 1], got {self.ratio!r}.")
+        if self.ratio is not None:
+            check_number("ratio", self.ratio, 0, 1, above_low=True)
         if self.side is not None:
-            sides = (self.side,) if isinstance(self.side, int) else tuple(self.side)
-            if not all(type(s) is int and s >= 1 for s in sides) or len(sides) not in (1, 2):
-                raise ValueError(
-                    f"side must be a whole number >= 1 or a pair (rows, columns) of them, got {self.side!r}."
-                )
-            object.__setattr__(self, "side", sides[0] if len(sides) == 1 else sides)
+            object.__setattr__(self, "side", check_whole_numbers("side", self.side, least=1, count=2))
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """One replacement at the encoder's output; needs the whole grid."""
@@ -120,24 +116,26 @@ def low_pass(
         resampling_matrix(old, new, norm, gain).to(features.device) for old, new in zip(grid, small, strict=True)
     )
     maps = features.float().unflatten(1, grid)  # (pictures, rows, columns, channels)
-    maps = (across @ maps).transpose(1, 2)  # (pictures, small columns, rows, channels)
-    return (down @ maps).transpose(1, 2).flatten(1, 2).to(features.dtype)
+    with full_precision(maps):
+        maps = (across @ maps).transpose(1, 2)  # (pictures, small columns, rows, channels)
+        maps = (down @ maps).transpose(1, 2)
+    return maps.flatten(1, 2).to(features.dtype)
 
 
 @functools.lru_cache(maxsize=256)
+@torch.inference_mode(False)  # a cached inference tensor would be of no use in training
 def resampling_matrix(old: int, new: int, norm: str = "ortho", gain: str = "unit") -> Tensor:
     """(new, old) float32 on the CPU: cosine transform of length `old`, its lowest `new` terms, inverse of length `new`.
 
     The gain of a constant signal is 1 for "unit"; for "official" sqrt(old / new), or old / new without the orthonormal
     scaling of the transforms.
     """
-    frequency = torch.arange(new, dtype=torch.float64)
-    forward = (math.pi / (2 * old) * frequency[:, None] * (2 * torch.arange(old) + 1)).cos()  # (new, old)
-    inverse = (math.pi / (2 * new) * frequency[:, None] * (2 * torch.arange(new) + 1)).cos()  # (new, new)
-    weight = torch.where(frequency == 0, 1.0, 2.0) / old
-    unit = inverse.T @ (weight[:, None] * forward)
+    frequency = torch.arange(new, dtype=torch.float64)[:, None]
+    forward = (math.pi / (2 * old) * frequency * (2 * torch.arange(old) + 1)).cos()  # (new, old)
+    inverse = (math.pi / (2 * new) * frequency * (2 * torch.arange(new) + 1)).cos()  # (new, new)
+    forward[1:] *= 2
     factor = 1.0 if gain == "unit" else (old / new) ** (0.5 if norm == "ortho" else 1.0)
-    return (unit * factor).float()
+    return (inverse.T @ forward * (factor / old)).float()
 
 
 def cell_owner(frames: int, grid: tuple[int, int], small: tuple[int, int]) -> Tensor:

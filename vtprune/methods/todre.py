@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vtprune.budget import Budget
 from vtprune.kernels import farthest_points
-from vtprune.methods._select import check_choice, given, index_mask
+from vtprune.methods._select import check_choice, check_number, given, index_mask
 from vtprune.methods.base import Keep, Method, ModelInfo, Pictures, Place, Positions, Stage, VisualTokens, check_layer
 from vtprune.methods.registry import register
 
@@ -53,8 +53,7 @@ class ToDRE(Method):
         check_choice("objective", self.objective, tuple(OBJECTIVES))
         check_choice("features", self.features, ("encoded", "projected"))
         check_choice("query", self.query, tuple(SIGNALS))
-        if isinstance(self.tau, bool) or not isinstance(self.tau, int | float) or not 0 <= self.tau <= 1:
-            raise ValueError(f"tau must be a share in [0, 1], got {self.tau!r}.")
+        check_number("tau", self.tau, 0, 1)
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """A selection at the encoder's output, and exits at the inputs of the decoder layers l_min + 1 to l_max + 1."""
@@ -93,8 +92,8 @@ class ToDRE(Method):
         if tokens.layer >= hard:
             return Keep(torch.zeros_like(tokens.valid))
         mass = given(tokens.attention, self.name, SIGNALS[self.query]).sum(1)  # (rows,)
-        largest = torch.maximum(mass, tokens.memory.get("todre", mass).to(mass.device))
-        tokens.memory["todre"] = largest
+        largest = torch.maximum(mass, tokens.memory.get("largest mass", mass).to(mass.device))
+        tokens.memory["largest mass"] = largest
         leaving = absorbed(mass, largest, self.tau)
         return Keep(tokens.valid & ~leaving.unsqueeze(1)) if leaving.any() else None
 

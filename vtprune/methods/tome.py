@@ -11,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from numbers import Real
 
 from torch import Tensor
 
 from vtprune.budget import Budget, token_count
 from vtprune.kernels import bipartite_matching, owner_map
+from vtprune.methods._select import check_number, check_whole_numbers
 from vtprune.methods.base import EncoderTokens, Group, Method, ModelInfo, Place, Positions, Stage
 from vtprune.methods.registry import register
 
@@ -40,12 +40,8 @@ class ToMe(Method):
         """Check the parameters."""
         super().__post_init__()
         if self.r is not None:
-            amounts = (self.r,) if isinstance(self.r, int) else tuple(self.r)
-            if not amounts or not all(type(a) is int and a >= 0 for a in amounts):
-                raise ValueError(f"r must be a whole number >= 0 or a list of them, got {self.r!r}.")
-            object.__setattr__(self, "r", self.r if isinstance(self.r, int) else amounts)
-        if isinstance(self.inflection, bool) or not isinstance(self.inflection, Real) or abs(self.inflection) > 1:
-            raise ValueError(f"inflection must be a number in [-1, 1], got {self.inflection!r}.")
+            object.__setattr__(self, "r", check_whole_numbers("r", self.r, least=0))
+        check_number("inflection", self.inflection, -1, 1)
         if self.inflection and not isinstance(self.r, int):
             raise ValueError(f"inflection={self.inflection!r} needs a single whole number r, got r={self.r!r}.")
 
@@ -53,6 +49,8 @@ class ToMe(Method):
         """One merge in every encoder block."""
         if isinstance(self.r, tuple) and len(self.r) > model.encoder_layers:
             raise ValueError(f"r must name at most {model.encoder_layers} blocks of this model, got {len(self.r)}.")
+        if self.r is None and model.patches is not None:
+            even_schedule(model.patches, token_count(self.keep, model.patches), model.encoder_layers)
         decide = functools.partial(self.decide, layers=model.encoder_layers)
         layers = tuple(range(model.encoder_layers))
         return [Stage(Place.ENCODER_LAYER, decide, layers, positions=self.positions, proportional=self.proportional)]

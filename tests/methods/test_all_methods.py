@@ -1,0 +1,189 @@
+"""What every method promises, whatever its idea: new methods are tested here without a line of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.methods.inputs import INFO, encoder_tokens, pictures, row, visual_tokens
+from vtprune.budget import token_count
+from vtprune.methods import Group, Keep, ModelInfo, Place, Replace, Stage, build_method, get_method, method_names
+
+METHODS = method_names()
+WITH_KEEP = [n for n in METHODS if any(f.name == "keep" for f in dataclasses.fields(get_method(n)))]  # type: ignore[arg-type]
+SIGNALS = {
+    Place.ENCODER_LAYER: set(),
+    Place.ENCODER_OUTPUT: {"encoder_attention", "projected"},
+    Place.DECODER_LAYER: {"last_query", "text_queries"},
+}
+
+
+def acting(place: Place, names: list[str] = METHODS) -> list[str]:
+    return [n for n in names if place in get_method(n).places]
+
+
+def stages(name: str, place: Place, **parameters: object) -> list[Stage]:
+    return [s for s in build_method(name, parameters).stages(INFO) if s.place is place]
+
+
+def attention(rows: int = 3, tokens: int = 20) -> Tensor:
+    return torch.rand(rows, tokens, generator=torch.Generator().manual_seed(5)) / tokens
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_describes_itself(name: str) -> None:
+    cls = get_method(name)
+    method = build_method(name, {})
+    assert cls.kind in {"pruning", "merging", "frequency", "exit", "baseline"}
+    assert cls.paper or cls.kind in {"baseline", "exit"}
+    assert cls.__module__.rpartition(".")[2] == name
+    found = method.stages(INFO)
+    assert [s.place for s in found] == list(cls.places)
+    for stage in found:
+        assert stage.signals <= SIGNALS[stage.place]
+        last = {Place.ENCODER_LAYER: INFO.encoder_layers, Place.DECODER_LAYER: INFO.decoder_layers}.get(stage.place, 0)
+        assert all(0 <= layer < last for layer in stage.layers)
+        assert bool(stage.layers) == (stage.place is not Place.ENCODER_OUTPUT)
+        assert stage.place is not Place.DECODER_LAYER or 0 not in stage.layers
+    assert method == build_method(name, {})
+    assert hash(method) == hash(build_method(name, {}))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        method.positions = "original"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("positions", ["original", "compact"])
+def test_position_rule_reaches_the_stages(name: str, positions: str) -> None:
+    assert {s.positions for s in build_method(name, {"positions": positions}).stages(INFO)} == {positions}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_fits_small_and_large_models(name: str) -> None:
+    for layers in (2, 3, 5, 80):
+        found = build_method(name, {} if name != "fastv" else {"layer": 1}).stages(
+            ModelInfo("x", layers, layers, False)
+        )
+        assert found
+        assert all(layer < layers for stage in found for layer in stage.layers)
+
+
+@pytest.mark.parametrize("name", WITH_KEEP)
+@pytest.mark.parametrize(
+    ("keep", "error"), [(0, ValueError), (-1, ValueError), (0.0, ValueError), (25.0, ValueError), ("half", TypeError)]
+)
+def test_refuses_bad_budgets(name: str, keep: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match="keep must be a ratio in"):
+        build_method(name, {"keep": keep})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_refuses_unknown_positions(name: str) -> None:
+    with pytest.raises(ValueError, match="positions must be 'original' or 'compact', got 'dense'"):
+        build_method(name, {"positions": "dense"})
+
+
+@pytest.mark.parametrize("name", acting(Place.ENCODER_OUTPUT, WITH_KEEP))
+@pytest.mark.parametrize("keep", [1, 5, 0.098, 0.25, 0.5, 1.0, 1000])
+@pytest.mark.parametrize("grid", [(1, 1, 1), (1, 7, 1), (1, 9, 7), (3, 4, 5)])
+def test_encoder_output(name: str, keep: float, grid: tuple[int, int, int]) -> None:
+    """The count is exact, the choice repeats, and a batch equals its pictures alone."""
+    batch = pictures(3, grid)
+    tokens = batch.tokens
+    for stage in stages(name, Place.ENCODER_OUTPUT, keep=keep):
+        decision = stage.decide(batch)
+        if decision is None:
+            assert token_count(keep, tokens) == tokens or name == "fourier"
+            continue
+        alone = [stage.decide(row(batch, i)) for i in range(3)]
+        if isinstance(decision, Keep):
+            assert decision.mask.dtype == torch.bool
+            assert decision.mask.sum(1).tolist() == [token_count(keep, tokens)] * 3
+            assert torch.equal(decision.mask, stage.decide(batch).mask)
+            assert torch.equal(decision.mask, torch.cat([a.mask for a in alone]))
+        else:
+            assert isinstance(decision, Replace)
+            groups = decision.features.shape[1]
+            assert decision.features.shape == (3, groups, batch.encoded.shape[2])
+            assert decision.owner.shape == (3, tokens)
+            assert decision.owner.dtype == torch.int64
+            assert all(set(o.tolist()) == set(range(groups)) for o in decision.owner)
+            torch.testing.assert_close(decision.features, torch.cat([a.features for a in alone]))
+            assert torch.equal(decision.owner, torch.cat([a.owner for a in alone]))
+
+
+@pytest.mark.parametrize("name", acting(Place.ENCODER_OUTPUT, WITH_KEEP))
+def test_encoder_output_keep_all(name: str) -> None:
+    for stage in stages(name, Place.ENCODER_OUTPUT, keep=1.0):
+        decision = stage.decide(pictures())
+        assert decision is None or decision.mask.all()
+
+
+@pytest.mark.parametrize("name", acting(Place.ENCODER_OUTPUT))
+def test_encoder_output_half_precision(name: str) -> None:
+    full = pictures()
+    half = dataclasses.replace(full, encoded=full.encoded.bfloat16(), projected=full.projected.bfloat16())
+    widened = dataclasses.replace(half, encoded=half.encoded.float(), projected=half.projected.float())
+    for stage in stages(name, Place.ENCODER_OUTPUT):
+        decision, expected = stage.decide(half), stage.decide(widened)
+        if isinstance(decision, Keep):
+            assert torch.equal(decision.mask, expected.mask)
+        else:
+            assert decision.features.dtype == torch.bfloat16
+            torch.testing.assert_close(decision.features.float(), expected.features, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", acting(Place.ENCODER_LAYER))
+@pytest.mark.parametrize(("patches", "protected"), [(1, 1), (7, 0), (48, 1), (63, 0)])
+def test_encoder_layers(name: str, patches: int, protected: int) -> None:
+    """Through all layers: groups are complete, protected tokens stay alone, the budget is met."""
+    for stage in stages(name, Place.ENCODER_LAYER):
+        tokens = encoder_tokens(0, patches, protected)
+        for layer in stage.layers:
+            tokens = dataclasses.replace(tokens, layer=layer)
+            decision = stage.decide(tokens)
+            if decision is None:
+                continue
+            assert isinstance(decision, Group)
+            assert all(set(o.tolist()) == set(range(decision.groups)) for o in decision.owner)
+            assert (decision.owner[:, :protected] == torch.arange(protected)).all()
+            assert torch.equal(decision.owner, stage.decide(tokens).owner)
+            keys = torch.zeros(2, decision.groups, 8).scatter_add(
+                1, decision.owner[..., None].expand(-1, -1, 8), tokens.keys
+            )
+            tokens = dataclasses.replace(tokens, keys=keys, sizes=torch.ones(2, decision.groups))
+        left = tokens.keys.shape[1] - protected
+        assert left == token_count(build_method(name, {}).keep, patches)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", acting(Place.DECODER_LAYER))
+def test_decoder_layers(name: str) -> None:
+    """Padding never stays, the choice repeats, and a batch equals its rows alone."""
+    arrived = [[12, 5], [9, 0], [0, 0]]
+    for stage in stages(name, Place.DECODER_LAYER):
+        memory, alone_memory = {}, [{} for _ in arrived]
+        scores = attention()
+        for layer in stage.layers:
+            tokens = visual_tokens(scores, arrived, layer, memory)
+            tokens.attention.masked_fill_(~tokens.valid, 0)
+            before = dict(memory)
+            decision = stage.decide(tokens)
+            repeated = stage.decide(dataclasses.replace(tokens, memory=before))
+            mask = tokens.valid if decision is None else decision.mask
+            assert mask.dtype == torch.bool
+            assert not (mask & ~tokens.valid).any()
+            assert torch.equal(mask, tokens.valid if repeated is None else repeated.mask)
+            for r, counts in enumerate(arrived):
+                n = max(sum(counts), 1)
+                one = stage.decide(visual_tokens(scores[r : r + 1, :n].clone(), [counts], layer, alone_memory[r]))
+                assert torch.equal(mask[r : r + 1, :n], tokens.valid[r : r + 1, :n] if one is None else one.mask)
+
+
+@pytest.mark.parametrize("name", acting(Place.DECODER_LAYER, WITH_KEEP))
+def test_decoder_layers_keep_all(name: str) -> None:
+    stage = stages(name, Place.DECODER_LAYER, keep=1.0)[0]
+    tokens = visual_tokens(attention(), [[12, 5], [9, 0], [0, 0]], stage.layers[0])
+    decision = stage.decide(tokens)
+    assert decision is None or torch.equal(decision.mask, tokens.valid)
