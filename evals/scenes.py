@@ -30,7 +30,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "diamond", "star", "cross")
 CHARACTERS: tuple[str, ...] = tuple("ACEHKLMPRTXY23456789")
-"""Printable characters; letters and digits that are easily taken for one another (O/0, I/1, S/5, Z/2, B/8) are left out."""
+"""Printable characters, without those that are easily taken for one another (O/0, I/1, S/5, Z/2, B/8)."""
 
 QUADRANTS: tuple[str, ...] = ("top left", "top right", "bottom left", "bottom right")
 BACKGROUNDS: tuple[str, ...] = ("noise", "gradient", "stripes", "blotches", "checks", "speckles")
@@ -175,7 +175,13 @@ def _print_character(draw: ImageDraw.ImageDraw, obj: SceneObject, scale: float) 
     left, top, right, bottom = draw.textbbox(where, str(obj.character), font=font, anchor="mm")
     centred = (2 * where[0] - (left + right) / 2, 2 * where[1] - (top + bottom) / 2)
     draw.text(
-        centred, str(obj.character), fill=ink, font=font, anchor="mm", stroke_width=max(1, round(scale)), stroke_fill=ink
+        centred,
+        str(obj.character),
+        fill=ink,
+        font=font,
+        anchor="mm",
+        stroke_width=max(1, round(scale)),
+        stroke_fill=ink,
     )
 
 

@@ -1,4 +1,4 @@
-"""The architecture of tiny-llava: a small LLaVA-1.5 (CLIP vision tower, projector, Llama decoder) with random weights."""
+"""The architecture of tiny-llava: a small LLaVA-1.5 (CLIP vision tower, projector, Llama decoder), random weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaC
 VOCAB_SIZE = 576
 PAD_ID, BOS_ID, EOS_ID, IMAGE_ID = 0, 1, 2, 3
 IMAGE_SIZE, PATCH_SIZE = 224, 14
+MAX_LENGTH = 2048
 GRID = IMAGE_SIZE // PATCH_SIZE
 VISUAL_TOKENS = GRID * GRID
 
@@ -18,7 +19,7 @@ _NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1,
 
 
 def tiny_config() -> LlavaConfig:
-    """The configuration of tiny-llava: 256 visual tokens of 224 px pictures, 5 tower layers, 6 decoder layers, width 192."""
+    """The configuration of tiny-llava: 256 visual tokens of 224 px, 5 tower layers, 6 decoder layers, width 192."""
     vision = CLIPVisionConfig(
         hidden_size=192,
         intermediate_size=576,
@@ -37,7 +38,7 @@ def tiny_config() -> LlavaConfig:
         num_attention_heads=6,
         num_key_value_heads=6,
         head_dim=_HEAD_DIM,
-        max_position_embeddings=2048,
+        max_position_embeddings=MAX_LENGTH,
         # Slow rotations leave most of a small head to the content of the tokens.
         rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
         tie_word_embeddings=True,
@@ -61,8 +62,8 @@ def new_model(seed: int = 0) -> LlavaForConditionalGeneration:
     """A tiny-llava with freshly drawn float32 weights.
 
     The linear layers start at a scale that suits their width. The tower's positions start as two-dimensional waves, and
-    most heads of its first layers start by looking at one neighbouring patch each; in the decoder the keys start equal to
-    the queries, so that tokens first look at tokens of similar content. All of this is only a starting point: every
+    most heads of its first layers start by looking at one neighbouring patch each; in the decoder the keys start equal
+    to the queries, so that tokens first look at tokens of similar content. All of this is only a starting point: every
     weight is trained.
 
     Args:

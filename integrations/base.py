@@ -47,6 +47,13 @@ class Integration(ABC):
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
+        text = self.model.config.get_text_config()
+        windowed = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
+        if windowed or (not hasattr(text, "layer_types") and getattr(text, "sliding_window", None)):
+            raise ValueError(
+                f"{self.family_name} has a decoder with {', '.join(sorted(windowed)) or 'sliding-window attention'}; "
+                "supported: full attention in every layer (for Mistral, sliding_window=None in the text config)."
+            )
 
     @property
     @abstractmethod

@@ -71,9 +71,8 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
     with image:
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise ValueError(
-                f"picture {str(path)!r} has {width} x {height} pixels; at most {MAX_PIXELS // 1_000_000} million are read."
-            )
+            limit = f"at most {MAX_PIXELS // 1_000_000} million are read"
+            raise ValueError(f"picture {str(path)!r} has {width} x {height} pixels; {limit}.")
         try:
             orientation = _orientation(image)
             # Lets the JPEG decoder skip detail that would be thrown away below.
@@ -120,7 +119,7 @@ def _open(path: Path) -> Image.Image:
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
     except Image.UnidentifiedImageError:
-        hint = "; HEIC pictures can be read once the pillow-heif package has registered itself" if _is_heic(path) else ""
+        hint = "; save HEIC pictures as JPEG or PNG" if _is_heic(path) else ""
         raise ValueError(f"{str(path)!r} is no picture in a format that can be read{hint}.") from None
     except PermissionError:
         raise PermissionError(f"picture {str(path)!r} may not be read.") from None

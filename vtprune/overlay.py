@@ -103,8 +103,8 @@ def _enlarge(image: Image.Image, region: Box, rows: int, columns: int) -> tuple[
     cell = min((region[2] - region[0]) / columns, (region[3] - region[1]) / rows)
     scale = max(CELL / cell, SHORTEST / max(width, height))
     scale = min(scale, LONGEST / max(width, height)) if scale > 1 else min(1.0, LONGEST / max(width, height))
-    # A picture of one pixel's height would leave its cells less than a pixel high: it is shown stretched.
-    size = (max(round(width * scale), 4 * columns), max(round(height * scale), 4 * rows))
+    # A picture of few pixels' height would leave its cells too flat to be seen: it is shown stretched.
+    size = (max(round(width * scale), 10 * columns), max(round(height * scale), 10 * rows))
     # Enlarged pixels stay squares: smoothing would show detail that is not there.
     filter_ = Image.Resampling.NEAREST if scale >= 4 else Image.Resampling.LANCZOS
     return image.resize(size, filter_), (size[0] / width, size[1] / height)
@@ -115,7 +115,7 @@ def _dim(canvas: Image.Image, kept: np.ndarray, xs: np.ndarray, ys: np.ndarray) 
     draw = ImageDraw.Draw(mask)
     for row, column in zip(*np.nonzero(kept), strict=True):
         draw.rectangle((xs[column], ys[row], xs[column + 1] - 1, ys[row + 1] - 1), fill=255)
-    shaded = Image.blend(canvas.convert("L").convert("RGB"), Image.new("RGB", canvas.size, _SHADE), 0.72)
+    shaded = Image.blend(canvas.convert("L").convert("RGB"), Image.new("RGB", canvas.size, _SHADE), 0.62)
     return Image.composite(canvas, shaded, mask)
 
 
@@ -136,11 +136,12 @@ def _borders(
     ys: np.ndarray,
     strokes: Sequence[tuple[tuple[int, int, int], int]],
 ) -> None:
-    """Draw a line, stroke over stroke, wherever two neighbouring cells differ in their label."""
-    upright = zip(*np.nonzero(labels[:, 1:] != labels[:, :-1]), strict=True)
-    level = zip(*np.nonzero(labels[1:] != labels[:-1]), strict=True)
-    segments = [(xs[c + 1], ys[r], xs[c + 1], ys[r + 1]) for r, c in upright]
-    segments += [(xs[c], ys[r + 1], xs[c + 1], ys[r + 1]) for r, c in level]
+    """Draw a line, stroke over stroke, wherever neighbouring cells differ in their label; outside, all are dropped."""
+    around = np.pad(labels, 1, constant_values=False if labels.dtype == bool else -1)
+    upright = zip(*np.nonzero(around[1:-1, 1:] != around[1:-1, :-1]), strict=True)
+    level = zip(*np.nonzero(around[1:, 1:-1] != around[:-1, 1:-1]), strict=True)
+    segments = [(xs[c], ys[r], xs[c], ys[r + 1]) for r, c in upright]
+    segments += [(xs[c], ys[r], xs[c + 1], ys[r]) for r, c in level]
     draw = ImageDraw.Draw(canvas)
     for colour, width in strokes:
         before, after = width // 2, (width - 1) // 2

@@ -89,7 +89,7 @@ class DecoderStep:
         if mask is not None and past and not is_visual(self.cache):
             earlier = mask[:, : -self.original_length].bool().to(self.device)
             self.rows[0].valid = None if bool(earlier.all()) else earlier
-        self.original_valid = self.valid
+        self.row_lengths = self.original_lengths = _lengths(self.valid, self.original_length)
         positions = arguments.get("position_ids")
         if positions is None:
             positions = torch.arange(past, past + self.original_length, device=self.device)[None]
@@ -199,6 +199,7 @@ class DecoderStep:
         for captured in self.captured.values():
             captured.slots = gather_rows(captured.slots, index)
         self.valid = valid
+        self.row_lengths = _lengths(valid, length)
         self.compacted = self.moved = True
         self.masks.clear()
         self.embeddings.clear()
@@ -226,9 +227,7 @@ class DecoderStep:
         for stage in stages:
             hidden = self._run(stage, layer, hidden)
         self.captured = {}
-        if self.picture is not None:
-            valid = hidden.shape[1] if self.valid is None else self.valid.sum(1)
-            self.lengths[layer] = (valid, self.past_length[layer])
+        self.lengths[layer] = (self.row_lengths, self.past_length[layer])
         own = self.rows[layer] is not self.rows[0]
         if self.compacted or own:
             kwargs["attention_mask"] = self._mask(layer, hidden)
@@ -399,3 +398,8 @@ class DecoderStep:
             follows = torch.cat((torch.ones_like(valid[:, :1]), valid[:, :-1]), dim=1)
             kept = kept.masked_fill(~(valid & follows), -100)
         return kept
+
+
+def _lengths(valid: Tensor | None, slots: int) -> Tensor | int:
+    """Valid slots per row, or the one number for all rows."""
+    return slots if valid is None else valid.sum(1)

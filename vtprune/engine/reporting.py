@@ -28,8 +28,7 @@ class Prefill:
         self.events = [*step.run.events, *step.events]
         self.picture, self.token, self.batch = step.picture, step.token, step.batch
         self.lengths = step.lengths
-        valid = step.original_valid
-        self.original_length: Tensor | int = step.original_length if valid is None else valid.sum(1)
+        self.original_lengths = step.original_lengths
         self.kv_bytes = _kv_bytes(step)
         self._report: Report | None = None
 
@@ -85,7 +84,7 @@ class Prefill:
         for i, layer in enumerate(self.integration.decoder_layers):
             linear, width = linear_flops(layer), self.integration.decoder_width(layer)
             length, past = self.lengths[i]
-            for n in self._per_row(self.original_length):
+            for n in self._per_row(self.original_lengths):
                 before += n * linear + attention_flops(n, past + n, width)
             for n in self._per_row(length):
                 after += n * linear + attention_flops(n, past + n, width)

@@ -1,0 +1,81 @@
+"""The recipe of tiny-llava as data: what is trained for how long, at which rates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from vtprune.evals.dense import QUESTIONS
+from vtprune.evals.questions import KINDS
+from vtprune.evals.tiny_llava import VISUAL_TOKENS
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training.
+
+    Attributes:
+        name: What it is called in the log.
+        minutes: How long it takes, without held-out tests and checkpoints.
+        pictures: Pictures per step.
+        learning_rate: Highest learning rate.
+        questions: Slots per picture; 0 trains the tower and its heads alone.
+        visual_tokens: Visual tokens that the decoder gets, those of objects first; 256 is all.
+        tower_factor: The tower's and heads' learning rate as a multiple of the others'; 0 leaves them as they are.
+        characters: Share of objects that carry a character.
+        shares: How often each of `KINDS` is asked, in proportion; the slow learners get more.
+        warmup: Steps until the learning rate is reached.
+        final: Share of the learning rate that is left at the end, after half a cosine.
+        goes_on: Whether the optimizers go on with what they gathered in the phase before.
+    """
+
+    name: str
+    minutes: float
+    pictures: int
+    learning_rate: float
+    questions: int = QUESTIONS
+    visual_tokens: int = VISUAL_TOKENS
+    tower_factor: float = 1.0
+    characters: float = 0.6
+    shares: tuple[float, ...] = (1.0, 1.0, 1.0, 1.6, 1.2, 1.4)
+    warmup: int = 150
+    final: float = 0.1
+    goes_on: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.minutes <= 0 or self.learning_rate <= 0:
+            raise ValueError(f"minutes and learning_rate must be > 0, got {self.minutes} and {self.learning_rate}")
+        if self.pictures < 1 or self.warmup < 1:
+            raise ValueError(f"pictures and warmup must be whole numbers >= 1, got {self.pictures} and {self.warmup}")
+        if not 1 <= self.visual_tokens <= VISUAL_TOKENS:
+            raise ValueError(f"visual_tokens must be in 1 .. {VISUAL_TOKENS}, got {self.visual_tokens}")
+        if len(self.shares) != len(KINDS) or min(self.shares) < 0 or sum(self.shares) <= 0:
+            raise ValueError(f"shares must be {len(KINDS)} numbers >= 0, not all 0, got {self.shares}")
+        if self.questions < 0 or self.tower_factor < 0 or self.questions == self.tower_factor == 0:
+            raise ValueError(
+                f"questions and tower_factor must be >= 0 and not both 0, got {self.questions} and {self.tower_factor}"
+            )
+
+    def rate(self, step: int, done: float) -> float:
+        """The learning rate of a step (from 0) when a share `done` (0 .. 1) of the phase's time has passed."""
+        decay = self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * decay
+
+
+PHASES: tuple[Phase, ...] = (
+    Phase("tower", 18, pictures=16, learning_rate=2.5e-3, questions=0, characters=0.8, warmup=200),
+    Phase("objects", 15, pictures=16, learning_rate=2.5e-3, visual_tokens=112, tower_factor=0.4, final=0.6),
+    Phase(
+        "objects, hard questions",
+        14,
+        pictures=16,
+        learning_rate=2.2e-3,
+        visual_tokens=112,
+        tower_factor=0.4,
+        shares=(0.6, 1.0, 2.0, 2.0, 1.0, 0.8),
+        warmup=45,
+        final=0.8,
+        goes_on=True,
+    ),
+)

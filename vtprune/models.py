@@ -1,0 +1,150 @@
+"""From a model's name to a model: a shipped one, a local folder, or a checkpoint on the Hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import socket
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from huggingface_hub import constants
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model, its processor, and the name it goes by."""
+
+    name: str
+    model: Any
+    processor: Any
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with the package."""
+    folder = resources.files("vtprune.evals") / "models"
+    return sorted(f.name for f in folder.iterdir() if (f / "config.json").is_file()) if folder.is_dir() else []
+
+
+def shipped_example(name: str | None = None) -> tuple[Path, str]:
+    """A picture that comes with the package and a question about it.
+
+    Raises:
+        ValueError: There is no example of that name.
+    """
+    folder = Path(str(resources.files("vtprune.evals"))) / "examples"
+    examples = json.loads((folder / "examples.json").read_text())
+    chosen = [e for e in examples if name is None or e["file"] == name]
+    if not chosen:
+        raise ValueError(f"no shipped example {name!r}; there are {', '.join(e['file'] for e in examples)}.")
+    return folder / chosen[0]["file"], chosen[0]["question"]
+
+
+def resolve_model(name: str) -> str:
+    """What `from_pretrained` is to be given for a model's name: a folder, or the name itself for the Hub.
+
+    Raises:
+        ValueError: It looks like a folder that is not there or holds no model.
+    """
+    if name in shipped_models():
+        return str(resources.files("vtprune.evals") / "models" / name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"model folder {name!r} has no config.json.")
+        return str(path)
+    if path.is_file():
+        raise ValueError(f"model {name!r} is a file; give the folder that save_pretrained wrote.")
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise ValueError(f"model folder {name!r} does not exist.")
+    if "/" not in name:
+        raise ValueError(f"unknown model {name!r}.{_hint(name)}")
+    return name
+
+
+def load_model(
+    name: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attention: str | None = None,
+    trust_remote_code: bool = False,
+) -> Loaded:
+    """Load a vision-language model and its processor, ready to generate.
+
+    Args:
+        name: A shipped model, a folder, or a Hub id.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
+        dtype: "auto" (as saved), "float32", "bfloat16", "float16".
+        attention: Attention implementation ("sdpa", "eager", "flash_attention_2", ...); None: the model's own choice.
+        trust_remote_code: Run code that comes with the checkpoint.
+
+    Raises:
+        ValueError: The model cannot be found, is no vision-language model, or an argument is unknown.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    from vtprune.integrations import FAMILIES
+
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {dtype!r}.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it holds no numbers")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    source = resolve_model(name)
+    shared = {"trust_remote_code": trust_remote_code, "local_files_only": _without_hub(source)}
+    try:
+        config = AutoConfig.from_pretrained(source, **shared)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model {name!r} cannot be loaded: {_first_line(error)}{_hint(name)}") from None
+    if not hasattr(config, "vision_config") and not trust_remote_code:
+        raise ValueError(f"model {name!r} (model type {config.model_type!r}) is no vision-language model.{_hint(name)}")
+    supported = sorted(kind for family in FAMILIES for kind in family.model_types)
+    if config.model_type not in supported:  # said before gigabytes of weights are loaded
+        raise ValueError(
+            f"model {name!r} (model type {config.model_type!r}) is not supported yet; supported model types: "
+            f"{', '.join(supported)}."
+        )
+    settings = {} if attention is None else {"attn_implementation": attention}
+    try:
+        processor = AutoProcessor.from_pretrained(source, **shared)
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **shared, **settings)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise ValueError(f"model {name!r} cannot be loaded: {_first_line(error)}") from None
+    return Loaded(name, model.to(device).eval(), processor)
+
+
+def _without_hub(source: str) -> bool:
+    """Whether to look on this machine only: without asking, half a minute of retries goes by where there is no net."""
+    if Path(source).is_dir():
+        return True
+    if getproxies():
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return True
+    return False
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _hint(name: str) -> str:
+    shipped = shipped_models()
+    near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.4)
+    start = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{start} Shipped models: {', '.join(shipped) or 'none'}; or give a folder or a Hub id (owner/name)."
