@@ -1,85 +1,30 @@
 """What pruning costs, as a table: unpruned, blank pictures, and every method at every budget, on the same questions.
 
-python -m vtprune.evals.table --model DIR --limit 2000 --methods divprune,fastv:layer=2 --keep 0.5,0.25 --out FILE.json
+python -m vtprune.evals.table --model DIR --limit 2000 --methods divprune fastv:layer=2 --keep 0.5 0.25 --out FILE.json
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import transformers
-import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vtprune
+from vtprune.budget import check_keep
 from vtprune.evals.questions import KINDS
-from vtprune.evals.suite import evaluate, scene_questions
-from vtprune.methods.parse import parse_method
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: a method as it is written for `vtprune.apply` with its budget, or none; blank pictures or not."""
-
-    method: str | None = None
-    keep: float | int | None = None
-    blank: bool = False
-
-    @property
-    def name(self) -> str:
-        """What the line is called; no two rows of a table share it."""
-        if self.method is None:
-            return "blank pictures" if self.blank else "unpruned"
-        return self.method if self.keep is None else f"{self.method} keep={self.keep}"
-
-
-def plan(methods: Sequence[str], budgets: Sequence[float | int]) -> list[Row]:
-    """The rows: unpruned, blank, each method at each budget; those that take none, or are written with one, once."""
-    rows = [Row(), Row(blank=True)]
-    for method in methods:
-        name, parameters = parse_method(method)
-        known = vtprune.methods(name)
-        if not known:
-            raise ValueError(f"methods must be among {[m['name'] for m in vtprune.methods()]}, got {name!r}")
-        takes_budget = "keep" in known[0]["parameters"] and "keep" not in parameters
-        rows += [Row(method, keep) for keep in budgets] if takes_budget else [Row(method)]
-    return list(dict.fromkeys(rows))
-
-
-def run_row(model: Any, processor: Any, row: Row, **options: Any) -> dict[str, Any]:
-    """Evaluate one row; `options` go to `evaluate`.
-
-    Returns:
-        The result of `evaluate` with "seconds" and, with a method, "tokens_before", "tokens_after" and "prefill_flops"
-        (share of the unpruned model's) of the last batch; for a method that refuses the budget or the model only
-        "unsupported", which says why.
-    """
-    if row.method is not None:
-        try:
-            vtprune.apply(model, row.method, keep=row.keep)
-        except ValueError as error:
-            return {"unsupported": str(error)}
-    try:
-        start = time.monotonic()
-        result = evaluate(model, processor, blank=row.blank, **options)
-        result["seconds"] = round(time.monotonic() - start, 1)
-        report = vtprune.report(model) if row.method is not None else None
-        if report is not None:
-            result["tokens_before"], result["tokens_after"] = report.visual_tokens_before, report.visual_tokens_after
-            result["prefill_flops"] = round(report.prefill_flops_after / report.prefill_flops_before, 4)
-        return result
-    finally:
-        if row.method is not None:
-            vtprune.remove(model)
+from vtprune.evals.rows import Row, plan, run_row
+from vtprune.evals.suite import scene_questions
+from vtprune.methods.parse import parse_value
 
 
 def run_table(
@@ -143,6 +88,18 @@ def markdown(table: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def fingerprint(model: Any, name: str) -> str:
+    """What tells the weights of two models of the same name apart: a digest of the local files, else the commit."""
+    files = sorted(Path(name).glob("*.safetensors"))
+    if not files:
+        return str(getattr(model.config, "_commit_hash", None))
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
 def _write(path: Path, text: str) -> None:
     """Replace a file as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,13 +108,43 @@ def _write(path: Path, text: str) -> None:
     os.replace(fresh, path)
 
 
-def _separate(text: str) -> list[str]:
-    """Split a list of methods at the commas between them: behind a colon, a comma followed by name= goes on."""
-    found: list[str] = []
-    for piece in text.split(","):
-        goes_on = found and ":" in found[-1] and ("=" in piece.partition(":")[0] or found[-1].count("[") > found[-1].count("]"))
-        if goes_on:
-            found[-1] += f",{piece}"
-        else:
-            found.append(piece.strip())
-    return found
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, evaluate, and print the table."""
+    parser = argparse.ArgumentParser(prog="python -m vtprune.evals.table", description=main.__doc__)
+    parser.add_argument("--model", required=True, help="folder or hub name of the model")
+    parser.add_argument("--out", required=True, type=Path, help="JSON file; a Markdown table is written beside it")
+    parser.add_argument("--limit", type=int, default=2000, help="number of questions (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="which test set (default: %(default)s)")
+    parser.add_argument("--methods", nargs="*", help="as for vtprune.apply (default: all registered ones)")
+    parser.add_argument("--keep", nargs="+", default=["0.5", "0.25", "0.1"], help="budgets (default: 0.5 0.25 0.1)")
+    parser.add_argument("--batch-size", type=int, default=32, help="questions per batch (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    given = parser.parse_args(arguments)
+    methods = [m["name"] for m in vtprune.methods()] if given.methods is None else given.methods
+    rows = plan(methods, [check_keep(parse_value(keep)) for keep in given.keep])
+    processor = AutoProcessor.from_pretrained(given.model)
+    model = AutoModelForImageTextToText.from_pretrained(given.model, dtype=getattr(torch, given.dtype))
+    model = model.to(given.device).eval()
+    settings = {
+        "model": given.model,
+        "weights": fingerprint(model, given.model),
+        "dtype": given.dtype,
+        "vtprune": vtprune.__version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+    }
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+
+        def show(row: Row) -> Callable[[int], None]:
+            task = progress.add_task(row.name, total=given.limit)
+            return lambda n: progress.advance(task, n)
+
+        options = dict(limit=given.limit, seed=given.seed, batch_size=given.batch_size, on_row=show)
+        table = run_table(model, processor, rows, given.out, settings=settings, **options)
+    Console().print(markdown(table), markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

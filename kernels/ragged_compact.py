@@ -37,8 +37,9 @@ def compact_index_reference(keep: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of `x` by index: (rows, slots, ...) and (rows, n) -> (rows, n, ...)."""
+    """Rows of `x` by index: (rows, slots, ...) and (rows, n) -> (rows, n, ...), on the device of `x`."""
     rows, slots = x.shape[:2]
+    index = index.to(x.device)
     flat = (index + torch.arange(rows, device=index.device).unsqueeze(1) * slots).flatten()
     return x.flatten(0, 1).index_select(0, flat).unflatten(0, (rows, index.shape[1]))
 

@@ -66,3 +66,19 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain Python values, ready for JSON."""
         return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        """A few lines for people."""
+        lines = [f"{' + '.join(self.methods)}: {self.visual_tokens_before} -> {self.visual_tokens_after} visual tokens"]
+        for place in self.places:
+            where = place.place if place.layer is None else f"{place.place} {place.layer}"
+            note = f" ({place.note})" if place.note else ""
+            lines.append(f"  {where}: {place.method}, {place.tokens_before} -> {place.tokens_after}{note}")
+        before, after = self.prefill_flops_before, self.prefill_flops_after
+        lines.append(f"  prefill: {before / 1e9:,.3f} -> {after / 1e9:,.3f} GFLOPs ({after / before:.0%})")
+        if self.kv_bytes_before is not None and self.kv_bytes_after is not None:
+            share = self.kv_bytes_after / max(self.kv_bytes_before, 1)
+            lines.append(
+                f"  KV cache: {self.kv_bytes_before / 1024:,.0f} -> {self.kv_bytes_after / 1024:,.0f} KiB ({share:.0%})"
+            )
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])

@@ -1,15 +1,22 @@
-"""`vtprune run` on good input: the table, the JSON contract, budgets, chains, overlays, pictures of all kinds."""
+"""`vtprune run` as a user meets it: the shipped model, any picture, bad input."""
 
 from __future__ import annotations
 
+import functools
 import json
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from vtprune.models import shipped_models
+from vtprune.cli import app
+from vtprune.models import load_model, shipped_example
 
-KEYS = {
+CONTRACT = {
     "answer",
     "baseline_answer",
     "visual_tokens_before",
@@ -24,110 +31,201 @@ KEYS = {
 }
 
 
-def only_json(result):
-    """The document on stdout, which holds nothing else."""
-    assert result.exit_code == 0, result.output
+load_once = functools.cache(load_model)
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(monkeypatch):
+    """Loading is not what these tests are about."""
+    monkeypatch.setattr("vtprune.models.load_model", load_once)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def invoke(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def run_json(*arguments: object) -> dict:
+    result = invoke("run", "--json", *arguments)
+    assert result.exit_code == 0, result.stderr or result.output
     return json.loads(result.stdout)
 
 
-def test_json_follows_the_contract(ask):
-    found = only_json(ask("--json"))
-    assert set(found) >= KEYS
-    assert found["visual_tokens_before"] == 256
-    assert found["visual_tokens_after"] == 64
-    assert 0 < found["prefill_flops_after"] < found["prefill_flops_before"]
-    assert 0 < found["kv_bytes_after"] < found["kv_bytes_before"]
-    assert found["ttft_ms"] > 0
-    assert found["baseline_ttft_ms"] > 0
-    assert isinstance(found["answer"], str)
-    assert isinstance(found["baseline_answer"], str)
-    [kept] = found["kept"]
-    assert len(kept) == 64
-    assert kept == sorted(set(kept))
-    assert 0 <= kept[0] <= kept[-1] < 256
+def test_contract(photo):
+    out = run_json("--image", photo, "--prompt", "How many objects are there?", "--method", "divprune", "--keep", 0.25)
+    assert set(out) >= CONTRACT
+    assert (out["visual_tokens_before"], out["visual_tokens_after"]) == (256, 64)
+    assert [len(kept) for kept in out["kept"]] == [64]
+    assert out["kept"][0] == sorted(set(out["kept"][0]))
+    assert 0 < out["prefill_flops_after"] < out["prefill_flops_before"]
+    assert 0 < out["kv_bytes_after"] < out["kv_bytes_before"]
+    assert out["ttft_ms"] > 0
+    assert out["baseline_ttft_ms"] > 0
 
 
-def test_table_names_everything(ask):
-    result = ask()
-    assert result.exit_code == 0
-    for text in ("divprune", "answer", "visual tokens", "256", "64", "prefill FLOPs", "KV cache", "time to first token"):
-        assert text in result.stdout
+def test_defaults_answer_the_shipped_example(tmp_path):
+    """What `make run` does."""
+    overlay = tmp_path / "new" / "overlay.png"
+    result = invoke("run", "--overlay", overlay)
+    assert result.exit_code == 0, result.output
+    for word in ("question:", "visual tokens", "prefill FLOPs", "KV cache", "time to first token", "256", "64"):
+        assert word in result.output
+    with Image.open(overlay) as image:
+        assert image.format == "PNG"
 
 
-@pytest.mark.parametrize(("keep", "tokens"), [("0.5", 128), ("1.0", 256), ("10", 10), ("1", 1), ("9999", 256)])
-def test_keep_is_a_ratio_or_a_number(ask, keep, tokens):
-    found = only_json(ask("--keep", keep, "--json"))
-    assert found["visual_tokens_after"] == tokens
-    if tokens == 256:
-        assert found["answer"] == found["baseline_answer"]
+def test_the_example_is_answered_correctly():
+    path, question = shipped_example()
+    expected = {e["question"]: e["answer"] for e in json.loads((path.parent / "examples.json").read_text())}[question]
+    out = run_json("--image", path, "--prompt", question, "--method", "divprune", "--keep", 1.0)
+    assert out["answer"].lower() == out["baseline_answer"].lower() == expected.lower()
 
 
-def test_parameters_inline_and_by_set(ask):
-    inline = only_json(ask("--method", "fastv:layer=1,keep=0.5", "--json"))
-    by_set = only_json(ask("--method", "fastv", "--set", "layer=1", "--set", "keep=0.5", "--json"))
-    assert inline["kept"] == by_set["kept"]
-    assert inline["visual_tokens_after"] == 128
+def test_absolute_budget_above_the_picture(photo):
+    out = run_json("--image", photo, "--prompt", "x", "--keep", 1000)
+    assert out["visual_tokens_after"] == 256
+    assert any("kept everything" in note for note in out["notes"])
+    assert out["answer"] == out["baseline_answer"]
 
 
-def test_keep_of_a_chain_goes_to_the_one_method_without(ask):
-    found = only_json(ask("--method", "divprune:keep=0.5", "--method", "fastv:layer=1", "--keep", "8", "--json"))
-    assert found["visual_tokens_after"] == 8
-    assert [place["tokens_after"] for place in found["places"]] == [128, 8]
+def test_chain_and_settings(photo):
+    chain = ["--method", "tome:keep=0.5", "--method", "fastv:layer=2,keep=0.5"]
+    out = run_json("--image", photo, "--prompt", "x", *chain)
+    assert out["visual_tokens_after"] == 64
+    assert out["methods"] == ["tome", "fastv"]
+    out = run_json("--image", photo, "--prompt", "x", "--method", "fastv", "--keep", 10, "--set", "layer=3")
+    assert out["places"][0]["layer"] == 3
 
 
-def test_two_pictures(ask, picture, tmp_path):
-    overlay = tmp_path / "kept.png"
-    found = only_json(ask("--image", picture, "--keep", "16", "--overlay", overlay, "--json"))
-    assert [len(kept) for kept in found["kept"]] == [16, 16]
-    with Image.open(overlay) as sheet:
-        assert sheet.width > sheet.height
+def test_several_pictures_and_a_raw_prompt(photo):
+    out = run_json("--image", photo, "--image", photo, "--prompt", "x", "--keep", 10)
+    assert out["visual_tokens_after"] == 20
+    out = run_json("--image", photo, "--prompt", "USER: <image>\nx ASSISTANT:", "--keep", 10)
+    assert out["visual_tokens_after"] == 10
 
 
-def test_prompt_with_its_own_placeholder_is_taken_as_it_is(ask):
-    raw = only_json(ask("--json", prompt="USER: <image>\nWhat colour is the circle? ASSISTANT:"))
-    templated = only_json(ask("--json"))
-    assert raw["prefill_flops_before"] == templated["prefill_flops_before"]
-    assert raw["baseline_answer"] == templated["baseline_answer"]
+KINDS = {
+    "rgb.jpg": ("RGB", (50, 30)),
+    "cmyk.jpg": ("CMYK", (50, 30)),
+    "grey.png": ("L", (50, 30)),
+    "alpha.png": ("RGBA", (50, 30)),
+    "palette.png": ("P", (50, 30)),
+    "sixteen.png": ("I;16", (50, 30)),
+    "one.bmp": ("RGB", (1, 1)),
+    "photo.webp": ("RGB", (50, 30)),
+    "moving.gif": ("P", (50, 30)),
+    "long.png": ("RGB", (3000, 2)),
+    "big.jpg": ("RGB", (6000, 4000)),
+}
 
 
-def test_overlay_is_written_and_named(ask, tmp_path):
-    overlay = tmp_path / "new" / "folder" / "kept.png"
-    result = ask("--overlay", overlay)
-    assert result.exit_code == 0
-    assert str(overlay) in result.stdout.replace("\n", "")
-    with Image.open(overlay) as picture:
-        assert picture.format == "PNG"
-        assert min(picture.size) > 200
-
-
-def test_model_is_taken_from_the_current_folder(ask, model_folder, monkeypatch):
-    monkeypatch.chdir(model_folder.parent)
-    assert only_json(ask("--json", model="./random-llava"))["visual_tokens_before"] == 256
+@pytest.mark.parametrize("name", KINDS)
+def test_any_picture(tmp_path, name):
+    mode, size = KINDS[name]
+    path = tmp_path / name
+    Image.new(mode, size).save(path)
+    out = run_json("--image", path, "--prompt", "How many objects are there?")
+    assert out["visual_tokens_after"] == 64
 
 
 @pytest.mark.parametrize(
-    ("name", "mode", "size"),
+    ("arguments", "words"),
     [
-        ("a.jpg", "RGB", (64, 48)),
-        ("a.jpg", "CMYK", (64, 48)),
-        ("a.webp", "RGBA", (33, 90)),
-        ("a.gif", "P", (40, 40)),
-        ("a.bmp", "RGB", (3, 200)),
-        ("a.png", "I;16", (20, 30)),
-        ("a.png", "L", (1, 1)),
-        ("a.tiff", "F", (16, 16)),
+        (["--keep", "0"], "keep must be"),
+        (["--keep", "-0.5"], "got -0.5"),
+        (["--keep", "1.5"], "got 1.5"),
+        (["--keep", "nan"], "got nan"),
+        (["--keep", "many"], "got 'many'"),
+        (["--method", "divprun"], "Did you mean 'divprune'"),
+        (["--method", "divprune:kep=0.5"], "no parameter 'kep'"),
+        (["--set", "kep=0.5"], "no parameter 'kep'"),
+        (["--set", "keep"], "name=value"),
+        (["--method", "fastv:layer=99"], "layer must be"),
+        (["--method", "fastv", "--method", "divprune"], "order of their places"),
+        (["--model", "tiny-lava"], "Did you mean 'tiny-llava'"),
+        (["--model", "./nowhere"], "does not exist"),
+        (["--device", "quantum"], "device 'quantum'"),
+        (["--dtype", "int3"], "dtype must be"),
+        (["--prompt", "  "], "nothing but spaces"),
+        (["--prompt", "<image> <image> x"], "2 image placeholders"),
+        (["--video", "clip.mp4"], "pictures only"),
+        (["--overlay", "/proc/nothing.png"], "cannot be written"),
     ],
 )
-def test_pictures_of_all_kinds(ask, tmp_path, name, mode, size):
-    path = tmp_path / name
-    Image.new(mode, size, 0).save(path)
-    found = only_json(ask("--json", image=path))
-    assert found["visual_tokens_after"] == 64
+def test_bad_arguments(photo, arguments, words):
+    result = invoke("run", "--image", photo, "--prompt", "x", *arguments)
+    assert_refused(result, words)
 
 
-@pytest.mark.skipif("tiny-llava" not in shipped_models(), reason="the shipped model is not trained yet")
-def test_without_any_option(invoke):
-    found = only_json(invoke("run", "--json"))
-    assert found["visual_tokens_after"] == found["visual_tokens_before"] // 4
-    assert found["model"] == "tiny-llava"
-    assert found["methods"][0].startswith("divprune")
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: path.write_bytes(b""), "empty"),
+        (lambda path: path.write_text("no picture"), "no picture"),
+        (lambda path: path.write_bytes(_png()[:200]), "truncated"),
+    ],
+    ids=["missing", "folder", "empty", "text", "truncated"],
+)
+def test_bad_pictures(tmp_path, make, words):
+    path = tmp_path / "x.png"
+    make(path)
+    assert_refused(invoke("run", "--image", path, "--prompt", "x"), words)
+
+
+def test_text_only_model(tmp_path, photo):
+    from transformers import LlamaConfig
+
+    LlamaConfig(hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path / "text")
+    assert_refused(
+        invoke("run", "--image", photo, "--prompt", "x", "--model", tmp_path / "text"), "no vision-language model"
+    )
+    (tmp_path / "empty").mkdir()
+    assert_refused(invoke("run", "--image", photo, "--prompt", "x", "--model", tmp_path / "empty"), "no config.json")
+
+
+def test_missing_prompt(photo):
+    assert_refused(invoke("run", "--image", photo), "--prompt is missing")
+
+
+def assert_refused(result, words: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert words in result.stderr.replace("\n", " "), result.stderr
+    assert "Traceback" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+
+
+def _png() -> bytes:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_methods():
+    listed = json.loads(invoke("methods", "--json").stdout)
+    assert {"name", "kind", "places", "families", "needs_training", "needs_text", "paper"} <= set(listed[0])
+    assert "divprune" in [one["name"] for one in listed]
+    assert "divprune" in invoke("methods").output
+
+
+def test_installed_command_prints_only_json():
+    """The real program in a real process: nothing but the document on its standard output."""
+    command = Path(sys.executable).parent / "vtprune"
+    done = subprocess.run([command, "run", "--json", "--keep", "32"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["visual_tokens_after"] == 32
+    done = subprocess.run([command, "run", "--keep", "0"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: keep must be")
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "0.1.0"

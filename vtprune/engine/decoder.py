@@ -255,7 +255,9 @@ class DecoderStep:
                 positions = positions - own[:, None].to(self.device)
             if first is not None and own is not first:
                 positions = positions + first[:, None].to(self.device)
-            self.embeddings[key] = self.integration.language_model.rotary_emb(hidden, position_ids=positions)
+            self.embeddings[key] = self.integration.language_model.rotary_emb(
+                hidden, position_ids=positions.to(hidden.device)
+            )
         cos, sin = self.embeddings[key]
         return cos.to(hidden.device), sin.to(hidden.device)
 
