@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vtprune.evals.relations import scene_relations
 from vtprune.evals.scenes import CHARACTERS, COLOURS, SHAPES, SIZE, Scene, patch_truth
 from vtprune.evals.tiny_llava import GRID, VISUAL_TOKENS
 
@@ -29,6 +30,7 @@ class Targets(NamedTuple):
             `COLOURS`, `SHAPES`), and its character (0 background, 1 none, else 2 + place in `CHARACTERS`).
         centre: (256,) float32, 1.0 for patches that hold an object's centre.
         position: (256, 2) float32, centre of the patch's object as (x, y) from -1 to 1; 0 for background.
+        relations: (256, 4) int64, see `vtprune.evals.relations`.
         whole: (69,) float32, of the whole picture: which (colour, shape) pairs and which characters are in it, as 0
             or 1, and the number of objects divided by 9.
     """
@@ -36,6 +38,7 @@ class Targets(NamedTuple):
     words: Tensor
     centre: Tensor
     position: Tensor
+    relations: Tensor
     whole: Tensor
 
 
@@ -55,7 +58,8 @@ def scene_targets(scene: Scene) -> Targets:
         if obj.character is not None:
             whole[_PAIRS + CHARACTERS.index(obj.character)] = 1
     whole[-1] = len(scene.objects) / _MOST_OBJECTS
-    return Targets(*(torch.from_numpy(array) for array in (words, truth.centre, position, whole)))
+    patches = torch.from_numpy(words), torch.from_numpy(truth.centre), torch.from_numpy(position)
+    return Targets(*patches, scene_relations(scene), torch.from_numpy(whole))
 
 
 class Readings(NamedTuple):

@@ -62,6 +62,11 @@ def _prefix() -> tuple[list[int], list[int]]:
     return tokenizer("USER: ").input_ids, tokenizer("\n", add_special_tokens=False).input_ids
 
 
+def first_token(text: str) -> int:
+    """Id of the first token of a text inside an answer."""
+    return _tokenizer()(text, add_special_tokens=False).input_ids[0]
+
+
 def encode(question: str, answer: str) -> tuple[list[int], list[int]] | None:
     """Ids and labels of a slot, each of 13 numbers; None if the question is too long for it."""
     asked = _tokenizer()(f"{question} ASSISTANT:", add_special_tokens=False).input_ids

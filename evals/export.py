@@ -51,3 +51,6 @@ def _save(model: LlavaForConditionalGeneration, folder: Path) -> None:
     )
     copy.save_pretrained(folder)
     build_processor().save_pretrained(folder)
+    for file in folder.iterdir():
+        # safetensors writes files that only their owner can read.
+        file.chmod(0o644)

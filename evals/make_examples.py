@@ -23,8 +23,8 @@ _CANDIDATES = 500
 
 
 def example_picture(scene: Scene) -> Image.Image:
-    """A scene at 448 x 448 pixels with a palette of 256 colours, which makes for small files."""
-    return draw_scene(scene, SIDE).quantize(256, dither=Image.Dither.NONE)
+    """A scene at 448 x 448 pixels with a palette of 64 colours, which makes for small files."""
+    return draw_scene(scene, SIDE).quantize(64, dither=Image.Dither.NONE)
 
 
 def example_questions(scene: Scene, seed: int) -> list[Question]:
@@ -35,7 +35,7 @@ def example_questions(scene: Scene, seed: int) -> list[Question]:
 
 
 def candidates() -> Iterator[tuple[int, Scene]]:
-    """Scenes worth showing: test pictures, a background for each in turn, five to seven objects, all kinds of questions."""
+    """Scenes worth showing: changing backgrounds, five to seven objects, something to ask of every kind."""
     backgrounds: list[str] = []
     for seed in range(TEST_SEED_START, TEST_SEED_START + _CANDIDATES):
         scene = make_scene(seed)

@@ -24,6 +24,8 @@ class Phase:
         tower_factor: The tower's and heads' learning rate as a multiple of the others'; 0 leaves them as they are.
         characters: Share of objects that carry a character.
         shares: How often each of `KINDS` is asked, in proportion; the slow learners get more.
+        relations: Share of the loss of the projector's heads (`vtprune.evals.relations`).
+        token_weights: Answer tokens (by text) that weigh more or less than 1 in the loss.
         warmup: Steps until the learning rate is reached.
         final: Share of the learning rate that is left at the end, after half a cosine.
         goes_on: Whether the optimizers go on with what they gathered in the phase before.
@@ -38,6 +40,8 @@ class Phase:
     tower_factor: float = 1.0
     characters: float = 0.6
     shares: tuple[float, ...] = (1.0, 1.0, 1.0, 1.6, 1.2, 1.4)
+    relations: float = 0.0
+    token_weights: tuple[tuple[str, float], ...] = ()
     warmup: int = 150
     final: float = 0.1
     goes_on: bool = False

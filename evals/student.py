@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from vtprune.evals.auxiliary import Heads, Readings, auxiliary_loss
+from vtprune.evals.auxiliary import Heads, Readings
 from vtprune.evals.dense import IGNORED, Item, dense_states
-
-_AUXILIARY_SHARE = 0.25
+from vtprune.evals.relations import RelationHeads, RelationReadings
 
 
 class Output(NamedTuple):
-    """What a step needs: the heads' readings, and scores (answer tokens of the batch, vocabulary) or None."""
+    """What a step needs.
+
+    Attributes:
+        readings: What the tower's heads read.
+        relations: What the projector's heads read; None if nothing was asked.
+        scores: (answer tokens of the batch, vocabulary); None if nothing was asked.
+    """
 
     readings: Readings
+    relations: RelationReadings | None
     scores: Tensor | None
 
 
@@ -33,7 +38,11 @@ class Student(nn.Module):
     def __init__(self, model: LlavaForConditionalGeneration) -> None:
         super().__init__()
         self.model = model
-        self.heads = Heads(model.config.vision_config.hidden_size)
+        config: Any = model.config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.heads = Heads(config.vision_config.hidden_size)
+            self.relation_heads = RelationHeads(config.text_config.hidden_size)
 
     def forward(self, batch: Item, kept: Tensor | None = None) -> Output:
         """Look at the pictures and, where the batch has questions, predict the answers.
@@ -46,14 +55,16 @@ class Student(nn.Module):
         states = inner.vision_tower(normalised(batch.picture)).last_hidden_state
         readings = self.heads(states)
         if batch.ids.shape[1] == 0:
-            return Output(readings, None)
+            return Output(readings, None, None)
         features = inner.multi_modal_projector(states[:, 1:])
         hidden = dense_states(self.model, features, batch.ids, kept)
-        return Output(readings, self.model.lm_head(hidden[batch.labels != IGNORED]))
+        scores = self.model.lm_head(hidden[batch.labels != IGNORED])
+        return Output(readings, self.relation_heads(features), scores)
 
     def tower_parameters(self) -> list[nn.Parameter]:
-        """The weights of the vision tower and the heads."""
-        return [*self.model.model.vision_tower.parameters(), *self.heads.parameters()]
+        """The weights of the vision tower and of all heads."""
+        parts = self.model.model.vision_tower, self.heads, self.relation_heads
+        return [parameter for part in parts for parameter in part.parameters()]
 
 
 def normalised(pictures: Tensor) -> Tensor:
@@ -61,12 +72,3 @@ def normalised(pictures: Tensor) -> Tensor:
     mean = pictures.new_tensor(OPENAI_CLIP_MEAN, dtype=torch.float32).view(1, 3, 1, 1)
     std = pictures.new_tensor(OPENAI_CLIP_STD, dtype=torch.float32).view(1, 3, 1, 1)
     return (pictures.permute(0, 3, 1, 2).float() / 255 - mean) / std
-
-
-def losses(output: Output, batch: Item) -> tuple[Tensor, Tensor]:
-    """The loss to minimise, and the part to watch: that of the answers, or of the heads where nothing was asked."""
-    auxiliary = auxiliary_loss(output.readings, batch.targets)
-    if output.scores is None:
-        return auxiliary, auxiliary.detach()
-    answer = functional.cross_entropy(output.scores.float(), batch.labels[batch.labels != IGNORED])
-    return answer + _AUXILIARY_SHARE * auxiliary, answer.detach()

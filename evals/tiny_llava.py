@@ -46,7 +46,7 @@ def tiny_config() -> LlavaConfig:
         bos_token_id=BOS_ID,
         eos_token_id=EOS_ID,
     )
-    return LlavaConfig(
+    config = LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=IMAGE_ID,
@@ -54,8 +54,9 @@ def tiny_config() -> LlavaConfig:
         vision_feature_select_strategy="default",
         image_seq_length=VISUAL_TOKENS,
         tie_word_embeddings=True,
-        pad_token_id=PAD_ID,
     )
+    config.pad_token_id = PAD_ID
+    return config
 
 
 def new_model(seed: int = 0) -> LlavaForConditionalGeneration:
@@ -111,9 +112,9 @@ def _start_tower(model: LlavaForConditionalGeneration) -> None:
         for head in range(6 if number < 2 else 3):
             dx, dy = _NEIGHBOURS[(number * 6 + head) % len(_NEIGHBOURS)]
             turn = torch.zeros(_HEAD_DIM, _HEAD_DIM)
-            for axis, step in enumerate((dx, dy)):
+            for block, step in enumerate((dx, dy)):
                 for f in range(half):
-                    c, s = axis * 2 * half + f, axis * 2 * half + half + f
+                    c, s = block * 2 * half + f, block * 2 * half + half + f
                     cos, sin = math.cos(step * frequencies[f]), math.sin(step * frequencies[f])
                     turn[c, c], turn[c, s], turn[s, c], turn[s, s] = cos, -sin, sin, cos
             rows = slice(head * _HEAD_DIM, (head + 1) * _HEAD_DIM)

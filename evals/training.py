@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from vtprune.evals.checkpoints import Progress, load_checkpoint, save_checkpoint
 from vtprune.evals.dense import Item, foreground_first, make_item
 from vtprune.evals.held_out import held_out_accuracy
+from vtprune.evals.losses import total_loss
 from vtprune.evals.optimizers import build_optimizers, gathered, restore, set_rate, trained
 from vtprune.evals.phases import Phase
-from vtprune.evals.student import Student, losses
+from vtprune.evals.student import Student
 from vtprune.evals.tiny_llava import VISUAL_TOKENS
 from vtprune.evals.training_log import TrainingLog
 
@@ -136,7 +137,7 @@ class Trainer:
             # Seeded by the place in the run, so that a resumed run draws the same.
             generator = torch.Generator().manual_seed(self.progress.pictures)
             kept = foreground_first(batch.targets, phase.visual_tokens, generator)
-        loss, watched = losses(self.student(batch, kept), batch)
+        loss, watched = total_loss(self.student(batch, kept), batch, phase)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.accelerator.backward(loss)

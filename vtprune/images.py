@@ -164,13 +164,13 @@ def _scale(values: np.ndarray) -> np.ndarray:
         return np.rint(np.arange(65536) / 257).astype(np.uint8)[values]
     is_float = values.dtype.kind == "f"
     values = values.astype(np.float32)
-    finite = np.isfinite(values)
+    finite = np.abs(values) < 1e30  # beyond that lie infinities and what stands for missing values
     low, high = (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0.0, 0.0)
     ranges = (1.0, 255.0, 65535.0) if is_float else (255.0, 65535.0)
     top = next((top for top in ranges if high <= top), None) if low >= 0 else None
     low, high = (0.0, top) if top is not None else (low, high)
-    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) * (255.0 / max(high - low, 1e-30))
-    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    inside = np.nan_to_num(values, nan=low).clip(low, high)
+    return np.rint((inside - low) / max(high - low, 1e-30) * 255).astype(np.uint8)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -30,7 +30,8 @@ def test_methods_table(invoke):
 
 
 def test_methods_by_pattern(invoke):
-    assert [entry["name"] for entry in json.loads(invoke("methods", "fast*", "--json").stdout)] == ["fastervlm", "fastv"]
+    found = json.loads(invoke("methods", "fast*", "--json").stdout)
+    assert [entry["name"] for entry in found] == ["fastervlm", "fastv"]
     assert json.loads(invoke("methods", "nothing*", "--json").stdout) == []
 
 

@@ -124,7 +124,7 @@ def test_auxiliary_loss_falls_when_followed():
 
 
 def test_phase_checks():
-    with pytest.raises(ValueError, match="visual_tokens must be in 1 .. 256, got 300"):
+    with pytest.raises(ValueError, match=r"visual_tokens must be in 1 \.\. 256, got 300"):
         Phase("x", 1, pictures=1, learning_rate=1e-3, visual_tokens=300)
     with pytest.raises(ValueError, match="minutes"):
         Phase("x", 0, pictures=1, learning_rate=1e-3)

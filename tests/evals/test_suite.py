@@ -1,0 +1,95 @@
+"""The suite and the table on a shrunken model."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+import vtprune
+from vtprune.evals import suite
+from vtprune.evals.export import export
+from vtprune.evals.questions import KINDS
+from vtprune.evals.rows import Row, plan
+from vtprune.evals.suite import evaluate, scene_questions
+from vtprune.evals.table import main, run_table
+
+
+def test_kinds_are_equally_frequent():
+    for n in (60, 61):
+        counts = Counter(item.question.kind for item in scene_questions(n))
+        assert set(counts) == set(KINDS)
+        assert sum(counts.values()) == n
+        assert max(counts.values()) - min(counts.values()) == n % len(KINDS)
+    assert scene_questions(20) == scene_questions(20)
+    assert {item.question.kind for item in scene_questions(5, kinds=["read"])} == {"read"}
+    with pytest.raises(ValueError, match="kinds must be some of"):
+        scene_questions(5, kinds=["size"])
+
+
+def test_whole_answers_are_compared(model, processor, monkeypatch):
+    questions = scene_questions(12)
+    right = {item.question.text: item.question.answer.lower() for item in questions}
+    wrong = next(item.question for item in questions if item.question.kind == "where")
+
+    def answers(model, processor, pictures, asked):
+        assert len(pictures) == len(asked) <= 5
+        return ["top" if text == wrong.text else right[text] for text in asked]
+
+    monkeypatch.setattr(suite, "ask_model", answers)
+    seen = []
+    result = evaluate(model, processor, questions, batch_size=5, on_batch=seen.append)
+    assert seen == [5, 5, 2]
+    assert result["n"] == 12
+    assert result["accuracy"] == pytest.approx(11 / 12)
+    assert result["by_kind"] == {**dict.fromkeys(KINDS, 1.0), "where": 0.5}
+
+
+def test_batches_do_not_change_answers(model, processor):
+    questions = scene_questions(6)
+    pictures = [suite.scene_picture(item.seed) for item in questions]
+    texts = [item.question.text for item in questions]
+    together = suite.ask_model(model, processor, pictures, texts)
+    alone = [suite.ask_model(model, processor, [p], [t])[0] for p, t in zip(pictures, texts, strict=True)]
+    assert together == alone
+
+
+def test_plan():
+    rows = plan(["fastv:layer=1", "exit", "divprune:keep=0.5"], [0.5, 64])
+    names = [row.name for row in rows]
+    assert names[:2] == ["unpruned", "blank pictures"]
+    assert names[2:] == ["fastv:layer=1 keep=0.5", "fastv:layer=1 keep=64", "exit", "divprune:keep=0.5"]
+    with pytest.raises(ValueError, match="methods must be among"):
+        plan(["fastw"], [0.5])
+
+
+def test_table_is_resumed(model, processor, tmp_path):
+    rows = [Row(), Row("random", 0.25), Row("tome", 1)]
+    out, seen = tmp_path / "table.json", []
+    options = dict(settings={"model": "small"}, limit=6, batch_size=6)
+    first = run_table(model, processor, rows[:2], out, **options)
+    assert vtprune.methods("random")
+    assert first["rows"]["random keep=0.25"]["tokens_after"] == 6 * 64
+    table = run_table(model, processor, rows, out, **options, on_row=lambda row: seen.append(row.name))
+    assert seen == ["tome keep=1"]
+    assert json.loads(out.read_text()) == table
+    assert table["rows"] | first["rows"] == table["rows"]
+    assert "keep must leave at least" in table["rows"]["tome keep=1"]["unsupported"]
+    assert out.with_suffix(".md").read_text().count("\n") == 2 + len(rows)
+    with pytest.raises(ValueError, match="no method is applied"):
+        vtprune.report(model)
+    with pytest.raises(ValueError, match="out must be a new file or hold results with"):
+        run_table(model, processor, rows, out, **{**options, "limit": 7})
+
+
+def test_command_line(model, tmp_path, capsys):
+    export(model, tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "t.json"), "--limit", "6"]
+    main([*arguments, "--methods", "uniform", "--keep", "0.5"])
+    assert "| uniform keep=0.5 |" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "t.json").read_text())["rows"]) == {
+        "unpruned",
+        "blank pictures",
+        "uniform keep=0.5",
+    }
