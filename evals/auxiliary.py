@@ -85,7 +85,8 @@ class Heads(nn.Module):
     def forward(self, states: Tensor) -> Readings:
         """Read a tower's output (batch, 1 + 256, width), [CLS] first."""
         states = self.norm(states)
-        return Readings(*self.patch(states[:, 1:]).split(_PATCH_OUTPUTS, dim=-1), self.whole(states[:, 0]))
+        colour, shape, character, centre, position = self.patch(states[:, 1:]).split(_PATCH_OUTPUTS, dim=-1)
+        return Readings(colour, shape, character, centre, position, self.whole(states[:, 0]))
 
 
 def auxiliary_loss(readings: Readings, targets: Targets) -> Tensor:

@@ -1,4 +1,4 @@
-"""Draw the example pictures: python -m vtprune.evals.make_examples --model DIR [--out DIR] [--count N]."""
+"""Draw the example pictures: python -m vtprune.evals.make_examples --model tiny-llava [--out DIR] [--count N]."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Annotated
 import numpy as np
 import typer
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vtprune.evals.questions import KINDS, Question, ask
 from vtprune.evals.scenes import TEST_SEED_START, Scene, draw_scene, make_scene
 from vtprune.evals.suite import ask_model
+from vtprune.models import load_model
 
 FOLDER = Path(__file__).parent / "examples"
 SIDE = 448
@@ -47,7 +47,7 @@ def candidates() -> Iterator[tuple[int, Scene]]:
 
 
 def make_examples(
-    model: Annotated[str, typer.Option(help="Folder or hub name of the model that has to answer them.")],
+    model: Annotated[str, typer.Option(help="Model that has to answer them: tiny-llava, a folder or a Hub id.")],
     out: Annotated[Path, typer.Option(help="Where the pictures and examples.json go.")] = FOLDER,
     count: Annotated[int, typer.Option(help="Number of pictures.")] = 6,
 ) -> None:
@@ -55,8 +55,7 @@ def make_examples(
 
     Three questions of each are written down, so that all kinds occur equally often.
     """
-    processor = AutoProcessor.from_pretrained(model)
-    answering = AutoModelForImageTextToText.from_pretrained(model).eval()
+    answering = load_model(model)
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("scene-*.png"):
         old.unlink()
@@ -70,7 +69,7 @@ def make_examples(
         with Image.open(out / name) as picture:
             questions = example_questions(scene, seed)
             pictures = [picture.convert("RGB")] * len(questions)
-        answers = ask_model(answering, processor, pictures, [question.text for question in questions])
+        answers = ask_model(answering.model, answering.processor, pictures, [question.text for question in questions])
         right = all(a == q.answer.lower() for a, q in zip(answers, questions, strict=True))
         if not right or (out / name).stat().st_size >= _LARGEST_FILE:
             (out / name).unlink()

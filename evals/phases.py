@@ -67,11 +67,13 @@ class Phase:
         return self.learning_rate * min(1.0, (step + 1) / self.warmup) * decay
 
 
+_LEFT_AND_RIGHT = ((" left", 2.5), (" right", 2.5), ("</s>", 0.2))
+
 PHASES: tuple[Phase, ...] = (
-    Phase("tower", 18, pictures=16, learning_rate=2.5e-3, questions=0, characters=0.8, warmup=200),
-    Phase("objects", 15, pictures=16, learning_rate=2.5e-3, visual_tokens=112, tower_factor=0.4, final=0.6),
+    Phase("tower", 11.5, pictures=16, learning_rate=2.5e-3, questions=0, characters=0.8, warmup=200, final=0.35),
+    Phase("first questions", 15, pictures=16, learning_rate=2.5e-3, visual_tokens=112, tower_factor=0.4, final=0.6),
     Phase(
-        "objects, hard questions",
+        "more of the hard ones",
         14,
         pictures=16,
         learning_rate=2.2e-3,
@@ -82,4 +84,43 @@ PHASES: tuple[Phase, ...] = (
         final=0.8,
         goes_on=True,
     ),
+    Phase(
+        "counts",
+        7,
+        pictures=16,
+        learning_rate=2.2e-3,
+        visual_tokens=112,
+        tower_factor=0.8,
+        shares=(0.8, 0.7, 2.2, 3.0, 0.5, 1.0),
+        relations=0.3,
+        warmup=105,
+        final=0.85,
+    ),
+    Phase(
+        "left and right",
+        4,
+        pictures=16,
+        learning_rate=2.4e-3,
+        visual_tokens=112,
+        tower_factor=0.7,
+        shares=(0.8, 0.7, 2.2, 3.0, 0.5, 1.0),
+        relations=0.4,
+        token_weights=_LEFT_AND_RIGHT,
+        warmup=75,
+        final=0.9,
+    ),
+    Phase(
+        "all together",
+        18,
+        pictures=16,
+        learning_rate=2.2e-3,
+        visual_tokens=112,
+        tower_factor=1.0,
+        shares=(0.7, 0.9, 1.2, 3.6, 0.6, 0.7),
+        relations=0.8,
+        token_weights=_LEFT_AND_RIGHT,
+        warmup=45,
+        final=0.05,
+    ),
 )
+"""The phases of the shipped weights; `docs/tiny-models.md` says in what the run that made them was different."""

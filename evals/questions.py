@@ -97,7 +97,7 @@ def ask(scene: Scene, rng: np.random.Generator, kind: str) -> Question | None:
 
 
 def _draw(choices: Sequence[T], rng: np.random.Generator) -> T:
-    return choices[rng.integers(len(choices))]
+    return choices[int(rng.integers(len(choices)))]
 
 
 def _can_be_asked(scene: Scene, obj: SceneObject, kind: str) -> bool:

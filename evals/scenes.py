@@ -192,6 +192,7 @@ def _resized(field: np.ndarray, resample: Image.Resampling) -> np.ndarray:
 def draw_background(scene: Scene) -> np.ndarray:
     """Draw the background of a scene: an array of shape (224, 224, 3), uint8, in muted colours."""
     rng = np.random.default_rng((scene.seed, 1))
+    mix: np.ndarray
     base = rng.integers(50, 175, size=3)
     other = np.clip(base + rng.integers(-45, 46, size=3), 30, 200)
     if scene.background in ("noise", "speckles"):

@@ -1,6 +1,6 @@
 """What pruning costs, as a table: unpruned, blank pictures, and every method at every budget, on the same questions.
 
-python -m vtprune.evals.table --model DIR --limit 2000 --methods divprune fastv:layer=2 --keep 0.5 0.25 --out FILE.json
+python -m vtprune.evals.table --model tiny-llava --methods divprune fastv:layer=2 --keep 0.5 0.25 --out FILE.json
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 import transformers
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vtprune
 from vtprune.budget import check_keep
@@ -25,6 +24,7 @@ from vtprune.evals.questions import KINDS
 from vtprune.evals.rows import Row, plan, run_row
 from vtprune.evals.suite import scene_questions
 from vtprune.methods.parse import parse_value
+from vtprune.models import load_model, resolve_model
 
 
 def run_table(
@@ -88,9 +88,9 @@ def markdown(table: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def fingerprint(model: Any, name: str) -> str:
+def fingerprint(model: Any, source: str) -> str:
     """What tells the weights of two models of the same name apart: a digest of the local files, else the commit."""
-    files = sorted(Path(name).glob("*.safetensors"))
+    files = sorted(Path(source).glob("*.safetensors"))
     if not files:
         return str(getattr(model.config, "_commit_hash", None))
     digest = hashlib.sha256()
@@ -111,7 +111,7 @@ def _write(path: Path, text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, evaluate, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m vtprune.evals.table", description=main.__doc__)
-    parser.add_argument("--model", required=True, help="folder or hub name of the model")
+    parser.add_argument("--model", required=True, help="a shipped model (tiny-llava), a folder, or a Hub id")
     parser.add_argument("--out", required=True, type=Path, help="JSON file; a Markdown table is written beside it")
     parser.add_argument("--limit", type=int, default=2000, help="number of questions (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which test set (default: %(default)s)")
@@ -119,16 +119,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep", nargs="+", default=["0.5", "0.25", "0.1"], help="budgets (default: 0.5 0.25 0.1)")
     parser.add_argument("--batch-size", type=int, default=32, help="questions per batch (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="a GPU if there is one (default: %(default)s)")
     given = parser.parse_args(arguments)
     methods = [m["name"] for m in vtprune.methods()] if given.methods is None else given.methods
     rows = plan(methods, [check_keep(parse_value(keep)) for keep in given.keep])
-    processor = AutoProcessor.from_pretrained(given.model)
-    model = AutoModelForImageTextToText.from_pretrained(given.model, dtype=getattr(torch, given.dtype))
-    model = model.to(given.device).eval()
+    loaded = load_model(given.model, device=given.device, dtype=given.dtype)
     settings = {
         "model": given.model,
-        "weights": fingerprint(model, given.model),
+        "weights": fingerprint(loaded.model, resolve_model(given.model)),
         "dtype": given.dtype,
         "vtprune": vtprune.__version__,
         "transformers": transformers.__version__,
@@ -142,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return lambda n: progress.advance(task, n)
 
         options = dict(limit=given.limit, seed=given.seed, batch_size=given.batch_size, on_row=show)
-        table = run_table(model, processor, rows, given.out, settings=settings, **options)
+        table = run_table(loaded.model, loaded.processor, rows, given.out, settings=settings, **options)
     Console().print(markdown(table), markup=False, soft_wrap=True)
 
 

@@ -87,6 +87,7 @@ def load_model(
         ValueError: The model cannot be found, is no vision-language model, or an argument is unknown.
     """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -106,7 +107,7 @@ def load_model(
     shared = {"trust_remote_code": trust_remote_code, "local_files_only": _without_hub(source)}
     try:
         config = AutoConfig.from_pretrained(source, **shared)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"model {name!r} cannot be loaded: {_first_line(error)}{_hint(name)}") from None
     if not hasattr(config, "vision_config") and not trust_remote_code:
         raise ValueError(f"model {name!r} (model type {config.model_type!r}) is no vision-language model.{_hint(name)}")
@@ -119,8 +120,8 @@ def load_model(
     settings = {} if attention is None else {"attn_implementation": attention}
     try:
         processor = AutoProcessor.from_pretrained(source, **shared)
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **shared, **settings)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **shared, **settings)
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model {name!r} cannot be loaded: {_first_line(error)}") from None
     return Loaded(name, model.to(device).eval(), processor)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -117,7 +118,7 @@ def compare(
     loaded: Loaded,
     images: list[Image.Image],
     prompt: str,
-    method: MethodLike | list[MethodLike],
+    method: MethodLike | Sequence[MethodLike],
     keep: Budget | None = None,
     max_new_tokens: int = 64,
     **parameters: Any,

@@ -156,8 +156,9 @@ def test_broken_models(refused, model_folder, tmp_path):
     refused(model=folder, said="cannot be loaded")
     (folder / "config.json").write_text("{")
     refused(model=folder, said="cannot be loaded")
-    (folder / "config.json").write_text(json.dumps({"model_type": "imagined"}))
-    refused(model=folder, said="cannot be loaded")
+    for content in ({"model_type": "imagined"}, {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 32}):
+        (folder / "config.json").write_text(json.dumps(content))
+        refused(model=folder, said="cannot be loaded")
 
 
 def test_model_without_a_processor_for_pictures(refused, model_folder, tmp_path):

@@ -183,7 +183,7 @@ def test_bad_pictures(tmp_path, make, words):
 def test_text_only_model(tmp_path, photo):
     from transformers import LlamaConfig
 
-    LlamaConfig(hidden_size=8, num_hidden_layers=1).save_pretrained(tmp_path / "text")
+    LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path / "text")
     assert_refused(
         invoke("run", "--image", photo, "--prompt", "x", "--model", tmp_path / "text"), "no vision-language model"
     )

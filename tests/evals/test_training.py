@@ -12,8 +12,12 @@ from tests.evals.small import small_llava
 from vtprune.evals import held_out, training
 from vtprune.evals.auxiliary import Heads, auxiliary_loss, centre_accuracy, scene_targets
 from vtprune.evals.checkpoints import latest
+from vtprune.evals.dense import IGNORED, make_item
+from vtprune.evals.losses import total_loss
 from vtprune.evals.phases import Phase
-from vtprune.evals.scenes import make_scene
+from vtprune.evals.relations import relation_loss
+from vtprune.evals.scenes import CHARACTERS, COLOURS, QUADRANTS, SHAPES, make_scene
+from vtprune.evals.tiny_llava import EOS_ID
 from vtprune.evals.train_tiny_llava import train
 
 SECOND = 1 / 60
@@ -93,18 +97,40 @@ def test_targets_agree_with_the_scene():
     for obj in scene.objects:
         patch = int(obj.y // 14) * 16 + int(obj.x // 14)
         colour, shape, character = targets.words[patch].tolist()
-        assert list(training_words().colours)[colour - 1] == obj.colour
-        assert training_words().shapes[shape - 1] == obj.shape
-        assert (training_words().characters[character - 2] if character > 1 else None) == obj.character
+        assert list(COLOURS)[colour - 1] == obj.colour
+        assert SHAPES[shape - 1] == obj.shape
+        assert (CHARACTERS[character - 2] if character > 1 else None) == obj.character
         assert torch.allclose(targets.position[patch], torch.tensor([obj.x, obj.y]) / 112 - 1)
 
 
-class training_words:
-    """The words behind the numbers."""
+def test_relations_agree_with_the_scene():
+    scene = make_scene(11)
+    targets = scene_targets(scene)
+    for obj in scene.objects:
+        quadrant, shape, colour, total = targets.relations[int(obj.y // 14) * 16 + int(obj.x // 14)].tolist()
+        assert (QUADRANTS[quadrant - 1] if quadrant else None) == obj.quadrant
+        assert shape == sum(other.shape == obj.shape for other in scene.objects)
+        assert colour == sum(other.colour == obj.colour for other in scene.objects)
+        assert total == len(scene.objects)
+    background = targets.words[:, 0] == 0
+    assert (targets.relations[background, :3] == 0).all()
 
-    from vtprune.evals.scenes import CHARACTERS as characters
-    from vtprune.evals.scenes import COLOURS as colours
-    from vtprune.evals.scenes import SHAPES as shapes
+
+def test_every_part_of_the_loss_counts():
+    batch = torch.utils.data.default_collate([make_item(seed, characters=0.6, questions=4) for seed in range(2)])
+    output = training.Student(small_llava())(batch)
+    base = dict(name="x", minutes=1, pictures=2, learning_rate=1e-3)
+    plain, watched = total_loss(output, batch, Phase(**base))
+    with_relations, same = total_loss(output, batch, Phase(**base, relations=0.5))
+    assert watched == same
+    assert plain > watched
+    related = relation_loss(output.relations, batch.targets.relations, batch.targets.position)
+    torch.testing.assert_close(with_relations, plain + 0.5 * related)
+    weighted, answers = total_loss(output, batch, Phase(**base, token_weights=(("</s>", 0.0),)))
+    wanted = batch.labels[batch.labels != IGNORED]
+    losses = torch.nn.functional.cross_entropy(output.scores, wanted, reduction="none")
+    torch.testing.assert_close(answers, losses[wanted != EOS_ID].mean())
+    assert weighted > answers
 
 
 def test_auxiliary_loss_falls_when_followed():

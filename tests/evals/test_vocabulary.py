@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 
@@ -16,6 +17,12 @@ from vtprune.evals.tiny_llava import BOS_ID, EOS_ID, IMAGE_ID, PAD_ID, VOCAB_SIZ
 from vtprune.evals.vocabulary import PROMPT, build_tokenizer
 
 QUESTION = "What colour is the star?"
+
+
+@functools.cache
+def built():
+    """Hypothesis runs a test many times and takes no fixtures of a test."""
+    return build_tokenizer()
 
 
 def user(text: str, images: int = 1, image: Image.Image | None = None) -> dict:
@@ -34,15 +41,9 @@ def test_ids_are_those_of_the_shipped_weights(processor):
 @given(st.text())
 @settings(max_examples=60, deadline=None)
 def test_any_text_comes_back(text):
-    tokenizer = any_text.tokenizer
+    tokenizer = built()
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
     assert tokenizer(text).input_ids[0] == BOS_ID
-
-
-class any_text:
-    """Built once: Hypothesis runs the test many times."""
-
-    tokenizer = build_tokenizer()
 
 
 @pytest.mark.parametrize("size", [(224, 224), (448, 448), (300, 100), (17, 400), (3, 3)])

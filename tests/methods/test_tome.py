@@ -50,7 +50,7 @@ def test_unreachable_budget_is_refused_as_soon_as_the_picture_size_is_known() ->
     with pytest.raises(ValueError, match="keep must leave at least 9 of 36 patches, got 4"):
         ToMe(keep=4).stages(model)
     assert ToMe(keep=9).stages(model)
-    assert ToMe(keep=4).stages(dataclasses.replace(model, tokens=None))
+    assert ToMe(keep=4).stages(dataclasses.replace(model, patches=None))
     assert ToMe(keep=4, r=3).stages(model)
 
 
