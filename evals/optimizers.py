@@ -51,7 +51,7 @@ def set_rate(optimizers: Iterable[Optimizer], rate: float) -> None:
 
 def gathered(optimizers: Iterable[Optimizer], student: Student) -> dict[str, Tensor]:
     """What the optimizers have gathered (momentum and the like), as tensors named "weight/quantity"."""
-    names = {parameter: name for name, parameter in student.named_parameters()}
+    names: dict[Any, str] = {parameter: name for name, parameter in student.named_parameters()}
     return {
         f"{names[parameter]}/{quantity}": torch.as_tensor(value)
         for optimizer in optimizers
@@ -66,7 +66,7 @@ def restore(optimizers: Iterable[Optimizer], student: Student, tensors: Mapping[
     for key, value in tensors.items():
         name, _, quantity = key.rpartition("/")
         states.setdefault(name, {})[quantity] = value
-    names = {parameter: name for name, parameter in student.named_parameters()}
+    names: dict[Any, str] = {parameter: name for name, parameter in student.named_parameters()}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:

@@ -45,9 +45,10 @@ class Integration(ABC):
     family: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model: Any = model
-        text = self.model.config.get_text_config()
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        config: Any = self.model.config
+        text = config.get_text_config()
         windowed = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
         if windowed or (not hasattr(text, "layer_types") and getattr(text, "sliding_window", None)):
             raise ValueError(

@@ -23,7 +23,7 @@ class LlavaIntegration(Integration):
     family = "llava"
     model_types = ("llava",)
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__(model)
         tower = self.model.config.vision_config.model_type
         if tower not in _TOWERS:
@@ -62,7 +62,7 @@ class LlavaIntegration(Integration):
 
     @property
     def encoder_blocks(self) -> list[EncoderBlock]:
-        layers = self.all_encoder_layers
+        layers: Any = self.all_encoder_layers
         # hidden_states[0] is the embedding, hidden_states[i] the output of layer i - 1.
         chosen = self.model.config.vision_feature_layer
         used = chosen if chosen >= 0 else len(layers) + 1 + chosen

@@ -41,8 +41,9 @@ def build_mask(config: Any, hidden: Tensor, valid: Tensor | None, past: int) -> 
         past: Number of keys before the first query.
     """
     # With a cache-like object the builder does not take gaps in position ids for packed sequences.
+    lengths: Any = _Lengths(past)
     return create_causal_mask(
-        config=config, inputs_embeds=hidden, attention_mask=valid, past_key_values=_Lengths(past), position_ids=None
+        config=config, inputs_embeds=hidden, attention_mask=valid, past_key_values=lengths, position_ids=None
     )
 
 

@@ -174,7 +174,8 @@ def adopt(cache: Cache, layers: int, methods: str) -> None:
             )
     rows = Rows(0)
     adopted = [VisualCacheLayer(i, rows) for i in range(layers)]
-    for new, old in zip(adopted, cache.layers, strict=False):
+    held: Any = cache.layers
+    for new, old in zip(adopted, held, strict=False):
         if old.is_initialized:
             new.lazy_initialization(old.keys, old.values)
             new.keys, new.values = old.keys, old.values

@@ -122,7 +122,7 @@ class DecoderStep:
                 # Without a cache and a mask, transformers takes gaps in position ids for packed sequences.
                 mask = torch.ones(self.batch, self.index.shape[1], dtype=torch.bool, device=self.device)
             arguments["attention_mask"] = mask
-            if is_visual(self.cache):
+            if self.cache is not None and is_visual(self.cache):
                 arguments["past_key_values"] = PhysicalCache(self.cache)
         return arguments
 
@@ -139,16 +139,20 @@ class DecoderStep:
         cache = arguments["past_key_values"] = DynamicCache(config=language_model.config)
         return cache
 
+    def _cached(self) -> list[Any]:
+        return self.cache.layers if self.cache is not None else []
+
     def _rows(self) -> list[Rows]:
         layers = len(self.integration.decoder_layers)
-        if self.cache is not None and is_visual(self.cache):
-            return [layer.rows for layer in self.cache.layers]
+        if is_visual(self.cache):
+            return [layer.rows for layer in self._cached()]
         return [Rows(0)] * layers
 
     def _physical(self, layer: int) -> int:
-        if self.cache is None or layer >= len(self.cache.layers):
+        layers = self._cached()
+        if layer >= len(layers):
             return 0
-        cached = self.cache.layers[layer]
+        cached = layers[layer]
         return cached.physical_length if isinstance(cached, VisualCacheLayer) else cached.get_seq_length()
 
     def _new_validity(self, mask: Tensor | None) -> Tensor | None:
@@ -217,7 +221,7 @@ class DecoderStep:
                     twins[rows] = rows.split(i)
                 self.rows[i] = twins[rows]
         if self.cache is not None:
-            for cached, rows in zip(self.cache.layers, self.rows, strict=True):
+            for cached, rows in zip(self._cached(), self.rows, strict=True):
                 cached.rows = rows
 
     # Between the layers.
@@ -330,7 +334,7 @@ class DecoderStep:
         with torch.no_grad():
             queries = self.integration.decoder_queries(decoder_layer, captured.queries, captured.cos, captured.sin)
             if self.cache is not None:
-                keys = self.cache.layers[captured.layer].keys.detach().to(queries.device)
+                keys = self._cached()[captured.layer].keys.detach().to(queries.device)
             elif captured.hidden is not None and captured.all_cos is not None and captured.all_sin is not None:
                 keys = self.integration.decoder_keys(
                     decoder_layer, captured.hidden, captured.all_cos, captured.all_sin

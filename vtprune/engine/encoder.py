@@ -162,14 +162,18 @@ class EncoderRun:
         encoded = self.encoded
         if encoded is None:
             raise RuntimeError("the projector ran before the encoder.")
-        before = encoded.shape[0] * encoded.shape[1] if self.alive is None else self.alive.sum()
+        before = self._tokens_left()
         with torch.set_grad_enabled(torch.is_grad_enabled() and stage.differentiable):
             if self.alive is None:
                 self._act(stage, stage.decide(Pictures(self.grid, encoded, projected, self.attention)), None, None)
             else:
                 self._decide_on_survivors(stage, encoded, projected)
-        after = self.encoded.shape[0] * self.encoded.shape[1] if self.alive is None else self.alive.sum()
-        self.events.append(Event(stage, None, before, after))
+        self.events.append(Event(stage, None, before, self._tokens_left()))
+
+    def _tokens_left(self) -> Count:
+        if self.alive is not None:
+            return self.alive.sum()
+        return 0 if self.encoded is None else self.encoded.shape[0] * self.encoded.shape[1]
 
     def _decide_on_survivors(self, stage: ChainStage, encoded: Tensor, projected: Tensor | None) -> None:
         """Later stages see only what earlier ones kept; pictures that keep equally many are decided together."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -124,7 +126,8 @@ def _kv_bytes(step: DecoderStep) -> tuple[int | None, int | None]:
     if step.cache is None:
         return None, None
     before = after = 0
-    for layer in step.cache.layers:
+    layers: list[Any] = step.cache.layers
+    for layer in layers:
         if not isinstance(getattr(layer, "keys", None), torch.Tensor):
             continue
         held = layer.keys.nbytes + layer.values.nbytes
