@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor
 from transformers import (
@@ -9,10 +11,13 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaModel,
     Qwen2Config,
     SiglipVisionConfig,
 )
 
+# Whether generate encodes pictures before the forward call (transformers 5.23 does, 5.17 does not).
+ENCODES_FIRST = "mm_encoder_outputs" in inspect.signature(LlavaModel.forward).parameters
 IMAGE = 1  # token id of the image placeholder
 PAD = 0
 VOCABULARY = 96

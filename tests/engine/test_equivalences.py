@@ -7,7 +7,7 @@ import torch
 
 import vtprune
 from tests.reference import all_features, bare_run, decisions, embed
-from tests.tiny import PAD, TOKENS, batch, picture, prompt
+from tests.tiny import ENCODES_FIRST, PAD, TOKENS, batch, picture, prompt
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
 
@@ -166,7 +166,9 @@ def test_beam_search_equals_beam_search_without_a_cache_or_padding(pruned, metho
 
 @torch.no_grad()
 def test_several_returned_sequences(pruned):
-    x = {**batch(prompt(5, 0, 7), prompt(2, 0, 1, 0, 3)), "pixel_values": picture(3)}
+    # Older transformers mixes up the pictures of a row that has several, with or without vtprune.
+    second = prompt(2, 0, 1, 0, 3) if ENCODES_FIRST else prompt(2, 0, 4)
+    x = {**batch(prompt(5, 0, 7), second), "pixel_values": picture(3 if ENCODES_FIRST else 2)}
     torch.manual_seed(0)
     out = pruned.generate(**x, do_sample=True, num_return_sequences=3, max_new_tokens=4)
     assert out.shape == (6, x["input_ids"].shape[1] + 4)

@@ -125,7 +125,8 @@ class VisualCacheLayer(DynamicLayer):
             self.rows.crop(tokens)
 
     def reset(self) -> None:
-        super().reset()
+        self.keys = self.values = None
+        self.is_initialized = False
         self.rows = Rows(self.index)
 
 
