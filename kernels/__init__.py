@@ -1,19 +1,22 @@
 """Operators behind the methods and the engine: vectorised torch references that run on any device."""
 
-from vtprune.kernels.attention_scores import attention_column_mass, attention_scores
-from vtprune.kernels.bipartite_merge import Matching, bipartite_matching, merge_by_owner, owner_map, unmerge
-from vtprune.kernels.greedy_select import farthest_points
-from vtprune.kernels.ragged_compact import compact_index, gather_rows
+# transformers looks for a package "kernels" and, run at the root of this repository, finds this folder: it must then be
+# able to import it, and to see that it is not the one.
+if __name__ == "vtprune.kernels":
+    from vtprune.kernels.attention_scores import attention_column_mass, attention_scores
+    from vtprune.kernels.bipartite_merge import Matching, bipartite_matching, merge_by_owner, owner_map, unmerge
+    from vtprune.kernels.greedy_select import farthest_points
+    from vtprune.kernels.ragged_compact import compact_index, gather_rows
 
-__all__ = [
-    "Matching",
-    "attention_column_mass",
-    "attention_scores",
-    "bipartite_matching",
-    "compact_index",
-    "farthest_points",
-    "gather_rows",
-    "merge_by_owner",
-    "owner_map",
-    "unmerge",
-]
+    __all__ = [
+        "Matching",
+        "attention_column_mass",
+        "attention_scores",
+        "bipartite_matching",
+        "compact_index",
+        "farthest_points",
+        "gather_rows",
+        "merge_by_owner",
+        "owner_map",
+        "unmerge",
+    ]

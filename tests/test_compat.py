@@ -93,3 +93,15 @@ def test_sliding_windows_are_refused():
         vtprune.apply(LlavaForConditionalGeneration(config), "divprune", keep=0.5)
     config.text_config.sliding_window = None
     vtprune.apply(LlavaForConditionalGeneration(config), "divprune", keep=0.5)
+
+
+def test_transformers_imports_at_the_root_of_the_repository():
+    """There it finds our folder `kernels` when it looks for the package of that name."""
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    program = "from transformers import LlavaForConditionalGeneration; import vtprune; vtprune.kernels.compact_index"
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

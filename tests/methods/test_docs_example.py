@@ -11,7 +11,9 @@ from types import ModuleType
 import pytest
 import torch
 
+import vtprune
 from tests.methods.inputs import INFO, pictures
+from tests.tiny import TOKENS, picture, prompt, tiny_llava
 from vtprune import kernels
 from vtprune.methods import _select, build_method, method_names, registry
 
@@ -70,3 +72,13 @@ def test_page_names_what_exists() -> None:
         assert hasattr(_select, helper)
     for path in re.findall(r"`((?:vtprune|tests)/[\w/.]+)`", page):
         assert path.endswith("feature_norm.py") or (PAGE.parents[1] / path).exists(), path
+
+
+@torch.no_grad()
+def test_example_runs_in_a_model(example: ModuleType) -> None:
+    model = tiny_llava()
+    vtprune.apply(model, ["feature_norm", "fastv:layer=2,keep=0.5"], keep=0.25)
+    model(input_ids=prompt(5, 0, 7)[None], pixel_values=picture())
+    report = vtprune.report(model)
+    assert report is not None
+    assert [place.tokens_after for place in report.places] == [TOKENS // 4, TOKENS // 8]
