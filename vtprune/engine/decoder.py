@@ -7,7 +7,6 @@ embeddings and cache rows of their own.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -18,26 +17,10 @@ from vtprune.engine.cache import PhysicalCache, Rows, VisualCacheLayer, adopt, i
 from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.encoder import EncoderRun, Event
 from vtprune.engine.layout import VisualLayout, lay_out
+from vtprune.engine.signals import Captured, query_rows
 from vtprune.integrations.base import Integration
-from vtprune.kernels import attention_scores, compact_index, gather_rows
+from vtprune.kernels import compact_index, gather_rows
 from vtprune.methods.base import Keep, Positions, VisualTokens
-
-
-@dataclasses.dataclass
-class Captured:
-    """What a layer's attention saw, as far as the next layer's stage needs it: its query rows, and its keys' source."""
-
-    layer: int
-    rows: Tensor  # (rows, n), slots of the queries
-    row_valid: Tensor  # bool (rows, n)
-    queries: Tensor  # (rows, n, width), normalised hidden states
-    cos: Tensor  # (rows, n, head_dim)
-    sin: Tensor
-    slots: Tensor  # (rows, slots now), where each slot that is still there stood in this layer
-    length: int  # slots in this layer
-    hidden: Tensor | None  # all normalised hidden states with their cos and sin, only if there is no cache
-    all_cos: Tensor | None
-    all_sin: Tensor | None
 
 
 class DecoderStep:
@@ -303,56 +286,24 @@ class DecoderStep:
             return
         hidden = hidden.detach()
         cos, sin = cos.expand(self.batch, -1, -1), sin.expand(self.batch, -1, -1)
-        length = hidden.shape[1]
-        valid = self.valid if self.valid is not None else torch.ones_like(self.picture, dtype=torch.bool)
-        if signal == "last_query":
-            wanted = torch.arange(length, device=self.device) == length - 1 - valid.flip(1).long().argmax(1)[:, None]
-        else:
-            wanted = valid & (self.picture < 0) & ((self.picture >= 0).long().cumsum(1) > 0)
-        rows, row_valid = compact_index(wanted)
-        if row_valid is None:
-            row_valid = torch.ones_like(rows, dtype=torch.bool)
-        no_cache = self.cache is None
+        rows, row_valid = query_rows(signal, self.picture, self.valid)
         self.captured[signal] = Captured(
             layer,
             rows,
             row_valid,
             gather_rows(hidden, rows),
-            gather_rows(cos, rows),
-            gather_rows(sin, rows),
-            torch.arange(length, device=self.device).expand(self.batch, -1),
-            length,
-            hidden if no_cache else None,
-            cos if no_cache else None,
-            sin if no_cache else None,
+            (gather_rows(cos, rows), gather_rows(sin, rows)),
+            torch.arange(hidden.shape[1], device=self.device).expand(self.batch, -1),
+            hidden.shape[1],
+            (hidden, (cos, sin)) if self.cache is None else None,
         )
 
     def _attention(self, signal: str, slots: Tensor, slot_valid: Tensor) -> Tensor:
         """Attention that the captured query rows gave each visual slot, (rows, tokens); 0 on padding."""
         captured = self.captured[signal]
-        decoder_layer = self.integration.decoder_layers[captured.layer]
-        with torch.no_grad():
-            queries = self.integration.decoder_queries(decoder_layer, captured.queries, captured.cos, captured.sin)
-            if self.cache is not None:
-                keys = self._cached()[captured.layer].keys.detach().to(queries.device)
-            elif captured.hidden is not None and captured.all_cos is not None and captured.all_sin is not None:
-                keys = self.integration.decoder_keys(
-                    decoder_layer, captured.hidden, captured.all_cos, captured.all_sin
-                )
-            past = keys.shape[2] - captured.length
-            numbers = torch.arange(keys.shape[2], device=keys.device)
-            mask = numbers <= captured.rows.to(keys.device)[:, :, None] + past  # (rows, queries, keys)
-            if (valid := self.rows[captured.layer].valid) is not None:
-                mask = mask & valid.to(keys.device)[:, None, :]
-            scores = attention_scores(
-                queries,
-                keys,
-                scale=self.integration.decoder_scale(decoder_layer),
-                mask=mask[:, None],
-                row_mask=captured.row_valid.to(keys.device),
-            )
-        stood = gather_rows(captured.slots, slots).to(scores.device) + past
-        return gather_rows(scores, stood).masked_fill(~slot_valid.to(scores.device), 0)
+        cached = self._cached()[captured.layer].keys if self.cache is not None else None
+        scores = captured.attention(self.integration, cached, self.rows[captured.layer].valid)
+        return gather_rows(scores, slots).masked_fill(~slot_valid.to(scores.device), 0)
 
     # Afterwards.
 
