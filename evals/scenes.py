@@ -185,6 +185,13 @@ def _print_character(draw: ImageDraw.ImageDraw, obj: SceneObject, scale: float) 
     )
 
 
+def draw_object(draw: ImageDraw.ImageDraw, obj: SceneObject, scale: float) -> None:
+    """Draw an object, with its character if it has one, on a canvas with `scale` pixels to a scene pixel."""
+    _fill(draw, obj, obj.rgb, scale)
+    if obj.character is not None:
+        _print_character(draw, obj, scale)
+
+
 def _resized(field: np.ndarray, resample: Image.Resampling) -> np.ndarray:
     return np.asarray(Image.fromarray(field).resize((SIZE, SIZE), resample))
 
@@ -233,9 +240,7 @@ def draw_scene(scene: Scene, size: int = SIZE) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     scale = size / SIZE
     for obj in scene.objects:
-        _fill(draw, obj, obj.rgb, scale)
-        if obj.character is not None:
-            _print_character(draw, obj, scale)
+        draw_object(draw, obj, scale)
     return picture
 
 
