@@ -53,7 +53,7 @@ def make_examples(
 ) -> None:
     """Save the first test pictures about which the model answers every question correctly.
 
-    Three questions of each are written down, so that all kinds occur equally often.
+    Three questions of each are written down, so that all kinds occur equally often. Examples of clips stay.
     """
     answering = load_model(model)
     out.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,9 @@ def make_examples(
         shown = questions[made % 2 :: 2]
         examples += [{"file": name, "question": question.text, "answer": question.answer} for question in shown]
         made += 1
-    (out / "examples.json").write_text(json.dumps(examples, indent=2) + "\n")
+    listing = out / "examples.json"
+    clips = [e for e in json.loads(listing.read_text()) if e.get("video")] if listing.exists() else []
+    listing.write_text(json.dumps([*examples, *clips], indent=2) + "\n")
     if made < count:
         raise ValueError(f"count must be at most {made} for this model and {_CANDIDATES} pictures, got {count}")
 
