@@ -1,4 +1,4 @@
-"""From a model's name to a model: a shipped one, a local folder, or a checkpoint on the Hub."""
+"""From a model's name to a model: a shipped one, a local folder, a checkpoint on the Hub, or random weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from huggingface_hub import constants
+
+_RANDOM = "random:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,21 +79,20 @@ def load_model(
     """Load a vision-language model and its processor, ready to generate.
 
     Args:
-        name: A shipped model, a folder, or a Hub id.
+        name: A shipped model, a folder, a Hub id, or `random:NAME` and `random:NAME@small` (see `vtprune.published`).
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
-        dtype: "auto" (as saved), "float32", "bfloat16", "float16".
+        dtype: "auto" (as saved; for random weights bfloat16, if small float32), "float32", "bfloat16", "float16".
         attention: Attention implementation ("sdpa", "eager", "flash_attention_2", ...); None: the model's own choice.
         trust_remote_code: Run code that comes with the checkpoint.
 
     Raises:
-        ValueError: The model cannot be found, is no vision-language model, or an argument is unknown.
+        ValueError: The model cannot be found, is no vision-language model, does not fit into memory (random weights
+            only), or an argument is unknown.
     """
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-
-    from vtprune.integrations import FAMILIES
 
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {dtype!r}.")
@@ -103,6 +104,8 @@ def load_model(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+    if name.lower().startswith(_RANDOM):
+        return _load_random(name, device, dtype, attention)
     source = resolve_model(name)
     shared = {"trust_remote_code": trust_remote_code, "local_files_only": _without_hub(source)}
     try:
@@ -111,12 +114,7 @@ def load_model(
         raise ValueError(f"model {name!r} cannot be loaded: {_first_line(error)}{_hint(name)}") from None
     if not hasattr(config, "vision_config") and not trust_remote_code:
         raise ValueError(f"model {name!r} (model type {config.model_type!r}) is no vision-language model.{_hint(name)}")
-    supported = sorted(kind for family in FAMILIES for kind in family.model_types)
-    if config.model_type not in supported:  # said before gigabytes of weights are loaded
-        raise ValueError(
-            f"model {name!r} (model type {config.model_type!r}) is not supported yet; supported model types: "
-            f"{', '.join(supported)}."
-        )
+    _check_supported(name, config.model_type)  # said before gigabytes of weights are loaded
     settings = {} if attention is None else {"attn_implementation": attention}
     try:
         processor = AutoProcessor.from_pretrained(source, **shared)
@@ -124,6 +122,33 @@ def load_model(
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model {name!r} cannot be loaded: {_first_line(error)}") from None
     return Loaded(name, model.to(device).eval(), processor)
+
+
+def _load_random(name: str, device: str, dtype: str, attention: str | None) -> Loaded:
+    import torch
+
+    from vtprune import published
+    from vtprune.published.build import build
+
+    architecture, small = published.parse(name)
+    _check_supported(name, published.config(architecture.name, small).model_type)
+    kind = None if dtype == "auto" else getattr(torch, dtype)
+    try:
+        model = build(architecture.name, small, device=device, dtype=kind, attention=attention)
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(f"model {name!r} cannot be built: {_first_line(error)}") from None
+    return Loaded(name, model, published.processor(architecture.name, small))
+
+
+def _check_supported(name: str, model_type: str) -> None:
+    from vtprune.integrations import FAMILIES
+
+    supported = sorted(kind for family in FAMILIES for kind in family.model_types)
+    if model_type not in supported:
+        raise ValueError(
+            f"model {name!r} (model type {model_type!r}) is not supported yet; supported model types: "
+            f"{', '.join(supported)}."
+        )
 
 
 def _without_hub(source: str) -> bool:
@@ -148,4 +173,5 @@ def _hint(name: str) -> str:
     shipped = shipped_models()
     near = difflib.get_close_matches(name, shipped, n=1, cutoff=0.4)
     start = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{start} Shipped models: {', '.join(shipped) or 'none'}; or give a folder or a Hub id (owner/name)."
+    others = f"or give a folder, a Hub id (owner/name) or {_RANDOM}NAME."
+    return f"{start} Shipped models: {', '.join(shipped) or 'none'}; {others}"
