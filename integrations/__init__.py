@@ -5,12 +5,35 @@ from __future__ import annotations
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 
-from vtprune.integrations.base import EncoderBlock, Grid, Integration
+from vtprune.integrations.base import EncoderBlock, EncoderCall, Grid, Integration, Kind, Map, PictureLayout
+from vtprune.integrations.internvl import InternVLIntegration
 from vtprune.integrations.llava import LlavaIntegration
+from vtprune.integrations.llava_next import LlavaNextIntegration
+from vtprune.integrations.llava_onevision import LlavaOnevisionIntegration
+from vtprune.integrations.qwen2_vl import Qwen2_5_VLIntegration, Qwen2VLIntegration
+from vtprune.integrations.qwen3_vl import Qwen3VLIntegration
 
-FAMILIES: tuple[type[Integration], ...] = (LlavaIntegration,)
+FAMILIES: tuple[type[Integration], ...] = (
+    LlavaIntegration,
+    LlavaNextIntegration,
+    LlavaOnevisionIntegration,
+    Qwen2VLIntegration,
+    Qwen2_5_VLIntegration,
+    Qwen3VLIntegration,
+    InternVLIntegration,
+)
 
-__all__ = ["FAMILIES", "EncoderBlock", "Grid", "Integration", "integrate"]
+__all__ = [
+    "FAMILIES",
+    "EncoderBlock",
+    "EncoderCall",
+    "Grid",
+    "Integration",
+    "Kind",
+    "Map",
+    "PictureLayout",
+    "integrate",
+]
 
 
 def integrate(model: object) -> Integration:

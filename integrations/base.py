@@ -4,36 +4,58 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
-Grid = tuple[int, int, int]
+from vtprune.compat import rotate
+from vtprune.integrations.layout import Grid, Kind, Map, PictureLayout
+
+__all__ = ["EncoderBlock", "EncoderCall", "Grid", "Integration", "Kind", "Map", "PictureLayout"]
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderBlock:
-    """The parts of one vision block that stages between encoder layers need.
+    """The parts of one vision block.
 
     Args:
-        layer: The whole block; called as `layer(hidden_states, attention_mask, ...)`.
+        layer: The whole block.
         attention: Its self-attention.
-        queries, keys: The projections of queries and keys, (pictures, tokens, heads * head_dim).
+        projections: The modules whose outputs hold its queries and keys: one for each, or one for both (qkv).
         before_mlp: The module that receives the residual stream between attention and MLP.
-        mlp: The module whose output is added to that residual stream.
+        mlp: The module whose output, times `gain`, is added to that residual stream.
+        gain: Name of the layer's parameter that multiplies the MLP's output (layer scale); None for 1.
     """
 
     layer: nn.Module
     attention: nn.Module
-    queries: nn.Module
-    keys: nn.Module
+    projections: tuple[nn.Module, ...]
     before_mlp: nn.Module
     mlp: nn.Module
+    gain: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderCall:
+    """A call of `get_image_features` or `get_video_features` of the module `multimodal`.
+
+    Args:
+        kind: "image" or "video".
+        arguments: Its arguments by name.
+    """
+
+    kind: Kind
+    arguments: Mapping[str, Any]
 
 
 class Integration(ABC):
     """Answers the engine's questions about one family, for one model.
+
+    Vocabulary: the encoder sees *patches*; the language model gets *tokens*, each made of one or several patches, on
+    the *slots* of its input. A call of `get_image_features` or `get_video_features` encodes a number of *units*
+    (pictures, videos, or single tiles where the model does not know which belong together).
 
     Args:
         model: The conditional-generation model itself, without any wrapper.
@@ -44,6 +66,13 @@ class Integration(ABC):
 
     family: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
+    modalities: ClassVar[tuple[Kind, ...]] = ("image",)
+    position_axes: ClassVar[int] = 1
+    """Number of coordinates of a position: 1, or 3 (time, row, column) with M-RoPE."""
+    merge: int = 1
+    """Patches per side that make one token."""
+    grid_stages: ClassVar[Literal["projector", "language model"]] = "projector"
+    """Before what a method that replaces whole grids acts."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -57,9 +86,26 @@ class Integration(ABC):
             )
 
     @property
-    @abstractmethod
-    def multimodal(self) -> nn.Module:
-        """The module that puts image features into the text embeddings and calls the language model."""
+    def family_name(self) -> str:
+        """The name by which reports and errors call the model."""
+        return f"{type(self.model).__name__} ({self.family})"
+
+    # The model's parts.
+
+    @property
+    def multimodal(self) -> Any:
+        """The module that encodes pictures, puts their features into the text embeddings and calls the decoder."""
+        return self.model.model
+
+    @property
+    def language_model(self) -> Any:
+        """The decoder without its head."""
+        return self.multimodal.language_model
+
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The decoder's layers."""
+        return self.language_model.layers
 
     @property
     @abstractmethod
@@ -68,23 +114,8 @@ class Integration(ABC):
 
     @property
     @abstractmethod
-    def projector(self) -> nn.Module:
-        """The projector from encoder features to the width of the language model."""
-
-    @property
-    @abstractmethod
-    def language_model(self) -> Any:
-        """The decoder without its head."""
-
-    @property
-    @abstractmethod
-    def decoder_layers(self) -> nn.ModuleList:
-        """The decoder's layers."""
-
-    @property
-    @abstractmethod
-    def encoder_blocks(self) -> list[EncoderBlock]:
-        """The vision blocks whose output reaches the projector, in order."""
+    def projectors(self) -> tuple[nn.Module, ...]:
+        """What brings features to the width of the language model; each runs once per token, the main one first."""
 
     @property
     @abstractmethod
@@ -93,22 +124,44 @@ class Integration(ABC):
 
     @property
     @abstractmethod
+    def encoder_blocks(self) -> list[EncoderBlock]:
+        """The vision blocks whose output reaches the projector, in order."""
+
+    @property
+    def scored_block(self) -> int:
+        """The block whose attention says how much each patch matters: the last used one."""
+        return len(self.encoder_blocks) - 1
+
+    @property
+    @abstractmethod
     def has_cls(self) -> bool:
         """Whether the encoder's first token is a [CLS] token."""
 
     @property
-    @abstractmethod
     def leading(self) -> int:
         """How many of the encoder's first tokens are dropped before the projector."""
+        return 0
+
+    @property
+    def patches_per_picture(self) -> int | None:
+        """Patches of a unit in the encoder; None where it depends on the picture."""
+        return None
+
+    def refusal(self, method: str, place: str, needs_grid: bool) -> str | None:
+        """Why a stage cannot work on this model and what to use instead; None if it can."""
+        return None
+
+    @property
+    def projects_tiles(self) -> bool:
+        """Whether the projector is a module of its own that gets (tiles, tokens, channels)."""
+        return False
+
+    # The encoder.
 
     @property
     @abstractmethod
-    def patches_per_picture(self) -> int | None:
-        """Patches of a picture in the encoder; None where it depends on the picture."""
-
-    @abstractmethod
-    def encoder_heads(self, block: EncoderBlock) -> int:
-        """Number of attention heads of a vision block."""
+    def encoder_width(self) -> int:
+        """Width of the encoder's attention, heads * head_dim."""
 
     @abstractmethod
     def encoder_scale(self, block: EncoderBlock) -> float:
@@ -119,39 +172,94 @@ class Integration(ABC):
         """Name of the attention implementation of a vision block ("sdpa", "eager", "flash_attention_2", ...)."""
 
     @abstractmethod
-    def grid(self, pixel_values: Tensor, tokens: int) -> Grid | None:
-        """(frames, rows, columns) of the tokens that one picture enters the projector with; None if they form none."""
+    def encoder_queries_keys(
+        self, block: EncoderBlock, outputs: Sequence[Tensor], inputs: Mapping[str, Any]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Queries and keys of a block as its attention uses them, from the outputs of its `projections`.
+
+        Returns:
+            Batches of (sequences, heads, patches, head_dim), for patches that see one another, in the encoder's order.
+        """
 
     @abstractmethod
-    def placeholders(self, arguments: Mapping[str, Any]) -> Tensor | None:
-        """Which slots are visual, bool (rows, slots), from the arguments of `multimodal`; None without a picture."""
+    def encoder_lengths(self, layer: int, call: EncoderCall) -> list[int]:
+        """Lengths of the sequences that a vision block attends over."""
 
     @abstractmethod
-    def encoded_outputs(self, arguments: Mapping[str, Any]) -> Any:
-        """The tower's outputs if they were made before this call and passed to it, else None."""
+    def layouts(self, call: EncoderCall) -> list[PictureLayout]:
+        """The layout of every unit that a call encodes."""
 
     @abstractmethod
+    def scores_on_slots(self, call: EncoderCall, scores: list[Tensor]) -> list[Tensor]:
+        """Scores per patch, batches of (sequences, patches) in the encoder's order, as (slots,) of every unit."""
+
+    def features_on_slots(self, call: EncoderCall, features: Tensor) -> list[Tensor]:
+        """What enters the projector, (tiles, tokens, channels), as (slots, channels) of every unit."""
+        raise TypeError(f"{self.family_name} has no features before the projector.")
+
+    def owners_on_slots(self, call: EncoderCall, owner: Tensor) -> list[Tensor]:
+        """Which group each slot of a unit belongs to, (slots,), -1 for newlines; slots of one group show the same.
+
+        Args:
+            call: The call that encoded the units.
+            owner: (tiles, tokens or patches), the group of every token before the projector.
+        """
+        raise TypeError(f"{self.family_name} cannot merge tokens before the projector.")
+
+    # The prompt.
+
+    def placeholders(self, kind: Kind, arguments: Mapping[str, Any]) -> Tensor:
+        """Which slots of the prompt stand for tokens of pictures or of videos, bool (rows, slots).
+
+        Args:
+            kind: "image" or "video".
+            arguments: Of `multimodal`.
+        """
+        token = getattr(self.model.config, f"{kind}_token_id")
+        if (input_ids := arguments.get("input_ids")) is not None:
+            return input_ids == token
+        embeds = arguments["inputs_embeds"]
+        placeholder = self.model.get_input_embeddings()(torch.tensor(token, device=embeds.device))
+        return (embeds == placeholder).all(-1)
+
+    def pictures(self, row: Tensor, units: Sequence[PictureLayout], input_ids: Tensor | None) -> list[int]:
+        """How many consecutive units make up each picture of a row.
+
+        Args:
+            row: (slots,), number of the unit on every slot, -1 elsewhere.
+            units: Layouts of the row's units.
+            input_ids: (slots,), if known.
+        """
+        return [1] * len(units)
+
+    def frame_seconds(self, arguments: Mapping[str, Any]) -> Sequence[float] | None:
+        """Seconds from frame to frame of every video, from the arguments of `multimodal`; None if it is not told."""
+        return None
+
+    # The decoder.
+
     def decoder_queries(self, layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotated queries (rows, heads, n, head_dim) of a decoder layer for n normalised hidden states per row."""
+        return _rotated(layer.self_attn, "q", hidden, cos, sin)
 
-    @abstractmethod
     def decoder_keys(self, layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotated keys (rows, kv_heads, n, head_dim) of a decoder layer for n normalised hidden states per row."""
+        return _rotated(layer.self_attn, "k", hidden, cos, sin)
 
-    @property
-    @abstractmethod
-    def encoder_width(self) -> int:
-        """Width of the encoder's attention, heads * head_dim."""
-
-    @abstractmethod
     def decoder_width(self, layer: nn.Module) -> int:
         """Width of a decoder layer's attention, query heads * head_dim."""
+        attention: Any = layer.self_attn
+        return attention.config.num_attention_heads * attention.head_dim
 
-    @abstractmethod
     def decoder_scale(self, layer: nn.Module) -> float:
         """Softmax scale of a decoder layer's attention."""
+        attention: Any = layer.self_attn
+        return attention.scaling
 
-    @property
-    def family_name(self) -> str:
-        """The name by which reports and errors call the model."""
-        return f"{type(self.model).__name__} ({self.family})"
+
+def _rotated(attention: Any, which: str, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    heads = getattr(attention, f"{which}_proj")(hidden).unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{which}_norm", None)
+    if norm is not None:
+        heads = norm(heads)
+    return rotate(heads.transpose(1, 2), cos, sin)

@@ -22,24 +22,50 @@ class PlaceReport:
 
 
 @dataclasses.dataclass(frozen=True)
+class MapReport:
+    """A rectangular map of tokens.
+
+    Args:
+        name: "picture", "thumbnail", "canvas" (tiles put together again), "tile" or "video".
+        grid: (frames, rows, columns).
+        tokens: Its token numbers in raster order, frame by frame.
+    """
+
+    name: str
+    grid: tuple[int, int, int]
+    tokens: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class PictureReport:
-    """Which tokens of one picture were kept.
+    """Which tokens of one picture or video were kept. Tokens are numbered in the order of the prompt.
 
     Args:
         row: Row of the batch.
         index: Number of the picture within its row.
-        grid: (frames, rows, columns) of its tokens.
-        entered: Token numbers (raster order) that entered the language model.
+        kind: "image" or "video".
+        tokens: How many tokens it has, newline tokens between its rows included.
+        maps: The maps that its tokens form; tokens that belong to none are newlines.
+        entered: Token numbers that entered the language model.
         kept: Token numbers that are left after the last stage.
         owner: For every token the number of the token that stands for it, where tokens were merged; else None.
+        seconds: Time from frame to frame of a video, if the model is told.
     """
 
     row: int
     index: int
-    grid: tuple[int, int, int]
+    kind: str
+    tokens: int
+    maps: tuple[MapReport, ...]
     entered: tuple[int, ...]
     kept: tuple[int, ...]
     owner: tuple[int, ...] | None = None
+    seconds: float | None = None
+
+    @property
+    def grid(self) -> tuple[int, int, int] | None:
+        """(frames, rows, columns) where all tokens form one map, in raster order; else None."""
+        return self.maps[0].grid if len(self.maps) == 1 and len(self.maps[0].tokens) == self.tokens else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,11 @@ from vtprune.methods.base import Decide, Method, ModelInfo, Place, Positions, St
 
 @dataclasses.dataclass(frozen=True)
 class ChainStage:
-    """A stage together with the name of the method that it belongs to."""
+    """A stage together with the name of the method that it belongs to, and the position rule on this model."""
 
     method: str
     stage: Stage
+    rule: Positions
 
     @property
     def decide(self) -> Decide:
@@ -31,7 +32,8 @@ class ChainStage:
 
     @property
     def positions(self) -> Positions:
-        return self.stage.positions
+        """Either "original" or "compact"."""
+        return self.rule
 
     @property
     def differentiable(self) -> bool:
@@ -63,7 +65,12 @@ class Chain:
             has_cls=integration.has_cls,
             patches=integration.patches_per_picture,
         )
-        self.stages = [ChainStage(method.name, stage) for method in methods for stage in method.stages(info)]
+        auto: Positions = "compact" if integration.position_axes == 1 else "original"
+        self.stages = [
+            ChainStage(method.name, stage, auto if stage.positions == "auto" else stage.positions)
+            for method in methods
+            for stage in method.stages(info)
+        ]
         for stage in self.stages:
             self._check(stage, integration)
         order = list(Place)
@@ -75,6 +82,13 @@ class Chain:
         self.encoder_layer_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_LAYER]
         self.encoder_output_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_OUTPUT]
         self.decoder_stages = [s for s in self.stages if s.stage.place is Place.DECODER_LAYER]
+        before = [s for s in self.encoder_output_stages if s.stage.needs_grid and integration.grid_stages == "projector"]
+        self.projector_stages = before
+        """Those that act before the projector."""
+        self.door_stages = [s for s in self.encoder_output_stages if s not in before]
+        """Those that act where features enter the language model."""
+        self.scores_encoder = any("encoder_attention" in s.signals for s in self.encoder_output_stages)
+        self.weighs_keys = any(s.stage.proportional for s in self.encoder_layer_stages)
         encoder_stages = self.encoder_layer_stages + self.encoder_output_stages
         for earlier, later in itertools.pairwise(encoder_stages):
             if later.stage.needs_grid:
@@ -99,11 +113,6 @@ class Chain:
             )
         if stage.stage.place is Place.DECODER_LAYER and stage.signals and 0 in stage.layers:
             raise ValueError(f"{stage.method} needs attention from the layer before, so it cannot act at layer 0.")
-        plain = integration.leading == int(integration.has_cls)
-        if not plain and (stage.stage.needs_grid or stage.stage.place is Place.ENCODER_LAYER):
-            raise ValueError(
-                f"{stage.method} needs the plain grid of patches, but {integration.family_name} drops "
-                f"{integration.leading} leading tokens of an encoder "
-                f"{'with' if integration.has_cls else 'without'} [CLS]; "
-                "set vision_feature_select_strategy='default' with [CLS] and 'full' without, or use divprune."
-            )
+        reason = integration.refusal(stage.method, stage.stage.place.value, stage.stage.needs_grid)
+        if reason is not None:
+            raise ValueError(f"{stage.method} cannot work on {integration.family_name}: {reason}.")

@@ -7,6 +7,7 @@ embeddings and cache rows of their own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,10 +16,14 @@ from torch import Tensor
 from vtprune.compat import Cache, DynamicCache, build_mask
 from vtprune.engine.cache import PhysicalCache, Rows, VisualCacheLayer, adopt, is_visual
 from vtprune.engine.chain import Chain, ChainStage
+from vtprune.engine.deepstack import DeepStackRows
+from vtprune.engine.door import decide, leaving
 from vtprune.engine.encoder import EncoderRun, Event
-from vtprune.engine.layout import VisualLayout, lay_out
+from vtprune.engine.layout import VisualLayout
+from vtprune.engine.positions import dense_positions
+from vtprune.engine.selection import Selected, living
 from vtprune.engine.signals import Captured, query_rows
-from vtprune.integrations.base import Integration
+from vtprune.integrations.base import Integration, Kind
 from vtprune.kernels import compact_index, gather_rows
 from vtprune.methods.base import Keep, Positions, VisualTokens
 
@@ -29,18 +34,18 @@ class DecoderStep:
     Attributes:
         index: (rows, slots now), original slot of every slot that is left.
         valid: Bool (rows, slots now), False on padding; None where nothing is padding.
+        positions: (axes, rows, slots now), position ids.
         picture, token: (rows, slots now), from the layout; None in a call without pictures.
+        newline, line: (rows, slots now), from the layout; None if there are no newline tokens.
         lengths: Per decoder layer, valid slots per row (or the one number for all rows) and cached slots before them.
     """
 
-    def __init__(
-        self, integration: Integration, chain: Chain, run: EncoderRun | None, placeholders: Tensor | None
-    ) -> None:
+    def __init__(self, integration: Integration, chain: Chain, layout: VisualLayout | None) -> None:
         self.integration = integration
         self.chain = chain
-        self.run = run
-        self.placeholders = placeholders
-        self.layout: VisualLayout | None = None
+        self.layout = layout
+        self.selected: list[Selected] = []
+        self.deepstack: DeepStackRows | None = None
         self.events: list[Event] = []
         self.memory: dict[str, Any] = {}
         self.captured: dict[str, Captured] = {}
@@ -51,9 +56,9 @@ class DecoderStep:
         self.embeddings: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     @staticmethod
-    def needed(placeholders: Tensor | None, cache: Cache | None) -> bool:
+    def needed(runs: Mapping[Kind, EncoderRun], cache: Cache | None) -> bool:
         """Whether a call of the language model concerns the engine: new pictures, or a cache that lost some."""
-        return placeholders is not None or is_visual(cache)
+        return bool(runs) or is_visual(cache)
 
     # The door.
 
@@ -76,20 +81,24 @@ class DecoderStep:
         positions = arguments.get("position_ids")
         if positions is None:
             positions = torch.arange(past, past + self.original_length, device=self.device)[None]
-        self.positions = positions.to(self.device).expand(self.batch, -1)
+        plain = positions.ndim == 2
+        self.positions = positions.to(self.device).reshape(-1, *positions.shape[-2:]).expand(-1, self.batch, -1)
         if self.rows[0].shift is not None:
             self.positions = self.positions - self.rows[0].shift[:, None].to(self.device)
         self.index = torch.arange(self.original_length, device=self.device).expand(self.batch, -1)
         self.picture: Tensor | None = None
         self.token: Tensor | None = None
+        self.newline: Tensor | None = None
+        self.line: Tensor | None = None
         drop: Tensor | None = None
-        if self.placeholders is not None and self.run is not None:
-            self.layout = lay_out(self.placeholders, self.run.tokens, self.run.grids)
-            self.picture, self.token = self.layout.picture, self.layout.token
-            if self.run.kept is not None:
-                kept = self.run.kept.to(self.device)[self.layout.source[self.picture.clamp_min(0)]]
-                kept = kept.gather(-1, self.token.clamp_min(0)[..., None])[..., 0]
-                drop = (self.picture >= 0) & ~kept
+        if self.layout is not None:
+            self.picture, self.token = self.layout.picture.to(self.device), self.layout.token.to(self.device)
+            if self.layout.newlines is not None:
+                self.newline, self.line = self.layout.newlines.to(self.device), self.layout.lines.to(self.device)
+            mask: Tensor | None = arguments.get("visual_pos_masks")
+            self.deepstack = None if mask is None else DeepStackRows(mask)
+            self.selected, self.events = decide(self.chain, self.layout, arguments)
+            drop = leaving(self.layout, self.selected)
         for rows in dict.fromkeys(self.rows):
             rows.extend(self.batch, self.past_length[rows.leader], self.original_length, self.valid, self.device)
         if drop is not None:
@@ -97,9 +106,10 @@ class DecoderStep:
             for name in ("input_ids", "inputs_embeds"):
                 if arguments.get(name) is not None:
                     arguments[name] = gather_rows(arguments[name], index)
+            self._drop_deepstack(arguments)
             self.compacted = False
         if drop is not None or is_visual(self.cache):
-            arguments["position_ids"] = self.positions
+            arguments["position_ids"] = self.positions[0] if plain else self.positions
             mask = self.rows[0].valid
             if mask is None and self.cache is None:
                 # Without a cache and a mask, transformers takes gaps in position ids for packed sequences.
@@ -108,6 +118,14 @@ class DecoderStep:
             if self.cache is not None and is_visual(self.cache):
                 arguments["past_key_values"] = PhysicalCache(self.cache)
         return arguments
+
+    def _drop_deepstack(self, arguments: dict[str, Any]) -> None:
+        if self.deepstack is None or self.picture is None:
+            return
+        mask, levels = self.picture >= 0, DeepStackRows.levels(arguments)
+        arguments["deepstack_visual_embeds"] = [self.deepstack.select(self, level)[1] for level in levels]
+        arguments["visual_pos_masks"] = mask
+        self.deepstack = DeepStackRows(mask)
 
     def _cache(self, arguments: dict[str, Any]) -> Cache | None:
         cache = arguments.get("past_key_values")
@@ -164,10 +182,10 @@ class DecoderStep:
         index, valid = compact_index(keep)
         self._own_rows(layer)
         length = index.shape[1]
+        shift: Tensor | None = None
         if positions == "compact":
-            earlier = dropped.long().cumsum(1)
-            self.positions = self.positions - earlier
-        self.positions = gather_rows(self.positions, index)
+            self.positions, shift = dense_positions(self.positions, dropped, self.picture)
+        self.positions = torch.stack([gather_rows(axis, index) for axis in self.positions])
         if valid is not None:
             self.positions = self.positions.masked_fill(~valid, 0)
         logical = self.past_length[layer] + self.rows[layer].removed + before
@@ -175,14 +193,18 @@ class DecoderStep:
             rows.replace_tail(self.batch, self.past_length[rows.leader], length, valid, self.device)
             rows.removed += before - length
             rows.removal_end = logical
-            if positions == "compact":
-                rows.subtract(dropped.sum(1))
+            if shift is not None:
+                rows.subtract(shift)
         self.index = gather_rows(self.index, index)
         if self.picture is not None and self.token is not None:
             self.picture = gather_rows(self.picture, index)
             self.token = gather_rows(self.token, index)
             if valid is not None:
                 self.picture = self.picture.masked_fill(~valid, -1)
+        if self.newline is not None and self.line is not None:
+            self.newline, self.line = gather_rows(self.newline, index), gather_rows(self.line, index)
+        if self.deepstack is not None:
+            self.deepstack.compact(index)
         for captured in self.captured.values():
             captured.slots = gather_rows(captured.slots, index)
         self.valid = valid
@@ -242,6 +264,10 @@ class DecoderStep:
                 positions = positions - own[:, None].to(self.device)
             if first is not None and own is not first:
                 positions = positions + first[:, None].to(self.device)
+            if self.integration.position_axes == 1:
+                positions = positions[0]
+            elif len(positions) > self.integration.position_axes:
+                positions = positions[1:]  # without the plain count
             self.embeddings[key] = self.integration.language_model.rotary_emb(
                 hidden, position_ids=positions.to(hidden.device)
             )
@@ -252,6 +278,8 @@ class DecoderStep:
         if self.picture is None or self.layout is None:
             return hidden
         visual = self.picture >= 0
+        if self.newline is not None:
+            visual = visual & ~self.newline
         slots, valid = compact_index(visual)
         if slots.shape[1] == 0:
             return hidden
@@ -265,16 +293,21 @@ class DecoderStep:
         memory = self.memory.setdefault(stage.method, {})
         with torch.no_grad():
             decision = stage.decide(VisualTokens(layer, valid, number, arrived, attention, memory))
-        before = valid.sum()
+        before = (self.picture >= 0).sum()
         if decision is None:
             return hidden
         if not isinstance(decision, Keep):
             raise TypeError(f"{stage.method}: a stage at a decoder layer must return Keep, got {decision!r}.")
         stays = decision.mask.to(self.device) | ~valid
-        self.events.append(Event(stage, layer, before, (stays & valid).sum()))
-        if bool(stays.all()):
+        # Padding points at slot 0: it must not undo what is decided about that slot.
+        drop = torch.zeros_like(visual).scatter_reduce(1, slots, ~stays, "amax")
+        if self.newline is not None and self.line is not None:
+            # A newline stays as long as a token of its line does.
+            alive = living(self.line.clamp_min(0), visual & ~drop)
+            drop = drop | (self.newline & (self.picture >= 0) & ~alive)
+        self.events.append(Event(stage, layer, before, before - drop.sum()))
+        if not bool(drop.any()):
             return hidden
-        drop = torch.zeros_like(visual).scatter(1, slots, ~stays)
         index, _ = self._compact(~drop, layer, stage.positions)
         return gather_rows(hidden, index)
 

@@ -5,6 +5,7 @@ State of a request lives in the calling thread while a call lasts, and on the ca
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from collections.abc import Callable
@@ -15,21 +16,23 @@ from torch import Tensor, nn
 
 from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.decoder import DecoderStep
+from vtprune.engine.deepstack import DeepStackRows
 from vtprune.engine.encoder import EncoderRun
 from vtprune.engine.graphs import OutsideGraphs
+from vtprune.engine.layout import VisualLayout, lay_out
 from vtprune.engine.reporting import Prefill
-from vtprune.integrations.base import EncoderBlock, Integration
+from vtprune.integrations.base import EncoderBlock, EncoderCall, Integration, Kind
 
-RUN = "vtprune_run"  # attribute of the tower's outputs that carries the encoder run to the language model
+RUN = "vtprune_run"  # attribute of encoder outputs that carries the encoder run to the language model
 
 
 class _Local(threading.local):
     """What belongs to the calls that are under way on this thread."""
 
     def __init__(self) -> None:
-        self.encoding: EncoderRun | None = None  # from the tower's call to the projector's
-        self.placeholders: Tensor | None = None  # during a call of the multimodal module
-        self.run: EncoderRun | None = None
+        self.encoding: EncoderRun | None = None  # during a call of get_image_features or get_video_features
+        self.prompt: dict[str, Any] | None = None  # arguments of the multimodal module, during its call
+        self.runs: dict[Kind, EncoderRun] = {}  # what that call encoded, or was given
         self.step: DecoderStep | None = None  # during a call of the language model
         self.finished: DecoderStep | None = None  # the last one, for the loss
         self.logits_to_keep: Tensor | None = None
@@ -45,6 +48,7 @@ class Engine:
         self.local = _Local()
         self.latest: Prefill | None = None
         self.handles: list[torch.utils.hooks.RemovableHandle] = []
+        self.methods: list[tuple[Any, str, Any]] = []  # replaced methods of modules: module, name, what stood there
         self.layer_stages: dict[int, list[ChainStage]] = {}
         for stage in chain.decoder_stages:
             for layer in stage.layers:
@@ -65,10 +69,11 @@ class Engine:
         self._before(integration.model, self._enter_model)
         self._before(integration.multimodal, self._enter_multimodal)
         self._after(integration.multimodal, self._leave_multimodal, always=True)
-        self._before(integration.tower, self._enter_tower)
+        for kind in integration.modalities:
+            self._replace_method(integration.multimodal, f"get_{kind}_features", functools.partial(self._encode, kind))
         self._after(integration.tower, self._leave_tower)
-        self._before(integration.projector, self._enter_projector)
-        self._after(integration.projector, self._leave_projector)
+        self._before(integration.projectors[0], self._enter_projector)
+        self._after(integration.projectors[0], self._leave_projector)
         self._before(integration.language_model, self._enter_language_model)
         self._after(integration.language_model, self._leave_language_model, always=True)
         for i, layer in enumerate(integration.decoder_layers):
@@ -78,22 +83,22 @@ class Engine:
                 self._before(layer.get_submodule("self_attn"), self._capture_rows(i, signals))
         for i, block in enumerate(integration.encoder_blocks):
             self._attach_block(i, block)
+        if self.layer_stages and DeepStackRows.used_by(integration.language_model):
+            self._replace_method(integration.language_model, DeepStackRows.METHOD, self._deepstack)
         self.loss = integration.model.__dict__.get("_loss_function")
         integration.model.loss_function = OutsideGraphs(self._loss(integration.model.loss_function))
 
     def _attach_block(self, index: int, block: EncoderBlock) -> None:
         stages = [s for s in self.chain.encoder_layer_stages if index in s.layers]
-        last = index == len(self.integration.encoder_blocks) - 1
-        attention = last and any("encoder_attention" in s.signals for s in self.chain.encoder_output_stages)
-        if attention:
-            self._after(block.queries, self._keep_queries)
-        if attention or stages:
-            self._after(block.keys, self._keep_keys(attention))
-        if any(s.stage.proportional for s in self.chain.encoder_layer_stages):
-            self._before(block.layer, self._weigh_keys(block))
+        if stages or (self.chain.scores_encoder and index == self.integration.scored_block):
+            self._before(block.attention, self._see_attention)
+            for part, projection in enumerate(block.projections):
+                self._after(projection, self._see_projection(index, part, len(block.projections)))
+        if self.chain.weighs_keys:
+            self._before(block.attention, self._weigh_keys(block))
         if stages:
             self._before(block.before_mlp, self._merge(index, block, stages))
-            self._after(block.mlp, self._hold_mlp_output)
+            self._after(block.mlp, self._hold_mlp_output(block))
             # First of all hooks, so that captured hidden states are the merged ones.
             self._after(block.layer, self._leave_block, prepend=True)
 
@@ -104,10 +109,20 @@ class Engine:
         handle = module.register_forward_hook(OutsideGraphs(hook), prepend=prepend, always_call=always)
         self.handles.append(handle)
 
+    def _replace_method(self, module: Any, name: str, wrap: Callable[[Any], Any]) -> None:
+        """Put a wrapper in the place of a module's method, for this module only."""
+        self.methods.append((module, name, module.__dict__.get(name)))
+        setattr(module, name, wrap(getattr(module, name)))
+
     def detach(self) -> None:
         """Remove all hooks, last first, and everything else that `attach` left on the model."""
         while self.handles:
             self.handles.pop().remove()
+        while self.methods:
+            module, name, earlier = self.methods.pop()
+            delattr(module, name)
+            if earlier is not None:
+                setattr(module, name, earlier)
         if hasattr(self, "loss"):
             if self.loss is None:
                 self.integration.model.__dict__.pop("_loss_function", None)
@@ -117,23 +132,57 @@ class Engine:
 
     # The encoder.
 
-    def _enter_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        pixel_values = _arguments(module, args, kwargs)["pixel_values"]
+    def _encode(self, kind: Kind, original: Callable[..., Any]) -> Callable[..., Any]:
+        """A `get_image_features` or `get_video_features` that is one encoder run."""
+        signature = inspect.signature(original)
+        enter, leave = OutsideGraphs(self._enter_encoder), OutsideGraphs(self._leave_encoder)
+
+        @functools.wraps(original)
+        def encode(*args: Any, **kwargs: Any) -> Any:
+            if self.local.encoding is not None:  # videos that are encoded by the method for pictures
+                return original(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs).arguments
+            enter(EncoderCall(kind, {**bound, **bound.pop("kwargs", {})}))
+            try:
+                output = original(*args, **kwargs)
+            except BaseException:
+                self.local.encoding = None
+                raise
+            leave(output)
+            return output
+
+        return encode
+
+    def _enter_encoder(self, call: EncoderCall) -> None:
         if self.chain.encoder_layer_stages:
-            self._refuse_checkpointing(module)
-        self.local.encoding = EncoderRun(self.integration, self.chain, pixel_values)
+            self._refuse_checkpointing(self.integration.tower)
+        self.local.encoding = EncoderRun(self.integration, self.chain, call)
+
+    def _leave_encoder(self, output: Any) -> None:
+        run, self.local.encoding = self.local.encoding, None
+        if run is None:
+            return
+        run.finish()
+        self.local.runs[run.call.kind] = run
+        if not isinstance(output, tuple):
+            setattr(output, RUN, run)
 
     def _leave_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        setattr(output, RUN, self.local.encoding)
+        run = self.local.encoding
+        if run is None or run.token_owner is None or self.integration.merge == 1:
+            return
+        output.last_hidden_state = run.spread(output.last_hidden_state)
+        if output.hidden_states is not None:
+            output.hidden_states = tuple(x if x is None else run.spread(x) for x in output.hidden_states)
 
-    def _keep_queries(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def _see_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if (run := self.local.encoding) is not None:
-            run.queries = output
+            run.attention_inputs = _arguments(module, args, kwargs)
 
-    def _keep_keys(self, attention: bool) -> Callable[..., None]:
+    def _see_projection(self, index: int, part: int, parts: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             if (run := self.local.encoding) is not None:
-                run.see_keys(output, attention)
+                run.see_projection(index, part, parts, output)
 
         return hook
 
@@ -149,10 +198,10 @@ class Engine:
                     f"implementation {implementation!r} cannot; set proportional=False, or load the model with "
                     "attn_implementation={'vision_config': 'sdpa'}."
                 )
-            bias = run.sizes.log().to(args[0].dtype)[:, None, None, :].expand(-1, 1, run.sizes.shape[1], -1)
-            if len(args) > 1:
-                return (args[0], bias, *args[2:]), kwargs
-            return args, {**kwargs, "attention_mask": bias}
+            arguments = _arguments(module, args, kwargs)
+            dtype = arguments["hidden_states"].dtype
+            bias = run.sizes.log().to(dtype)[:, None, None, :].expand(-1, 1, run.sizes.shape[1], -1)
+            return (), {**arguments, "attention_mask": bias}
 
         return hook
 
@@ -166,12 +215,16 @@ class Engine:
 
         return hook
 
-    def _hold_mlp_output(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        run = self.local.encoding
-        if run is None or run.merged is None:
-            return None
-        run.mlp_output = output
-        return output.new_zeros(1)  # the block adds it to its residual, which has the old length
+    def _hold_mlp_output(self, block: EncoderBlock) -> Callable[..., Tensor | None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            run = self.local.encoding
+            if run is None or run.merged is None:
+                return None
+            gain = None if block.gain is None else block.layer.get_parameter(block.gain)
+            run.mlp_output = output if gain is None else gain * output
+            return output.new_zeros(1)  # the block adds it to its residual, which has the old length
+
+        return hook
 
     def _leave_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         run = self.local.encoding
@@ -183,14 +236,13 @@ class Engine:
 
     def _enter_projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run = self.local.encoding
-        return None if run is None else ((run.before_projector(args[0]), *args[1:]), kwargs)
+        if run is None or not self.integration.projects_tiles:
+            return None
+        return (run.before_projector(args[0]), *args[1:]), kwargs
 
     def _leave_projector(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        run, self.local.encoding = self.local.encoding, None
-        if run is None:
-            return None
-        self.local.run = run
-        return run.after_projector(output)
+        run = self.local.encoding
+        return None if run is None or run.features is None else run.after_projector(output)
 
     # The language model.
 
@@ -205,34 +257,47 @@ class Engine:
 
     def _enter_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         local, integration = self.local, self.integration
-        arguments = _arguments(module, args, kwargs)
-        local.run = None
-        local.placeholders = integration.placeholders(arguments)
-        outputs = integration.encoded_outputs(arguments)
-        if outputs is None:
-            return
-        local.run = getattr(outputs, RUN, None)
-        if local.run is None or local.run.chain is not self.chain:
-            raise ValueError(
-                f"these picture features were encoded without {self.chain.label}; encode pictures after vtprune.apply, "
-                "and leave prefill_chunk_size unset in generate."
-            )
+        local.prompt = _arguments(module, args, kwargs)
+        local.runs = {}
+        given = local.prompt.get("mm_encoder_outputs") or {}
+        for kind in integration.modalities:
+            if given.get(kind) is None:
+                continue
+            run = getattr(given[kind], RUN, None)
+            if run is None or run.chain is not self.chain:
+                raise ValueError(
+                    f"these {kind} features were encoded without {self.chain.label}; encode pictures after "
+                    "vtprune.apply, and leave prefill_chunk_size unset in generate."
+                )
+            local.runs[kind] = run
 
     def _leave_multimodal(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.local.placeholders = self.local.run = None
+        self.local.prompt = None
+        self.local.runs = {}
 
     def _enter_language_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         local = self.local
         local.step = local.finished = None
         arguments = _arguments(module, args, kwargs)
-        if not DecoderStep.needed(local.placeholders, arguments.get("past_key_values")):
+        if not DecoderStep.needed(local.runs, arguments.get("past_key_values")):
             return None
-        if local.placeholders is not None and self.layer_stages:
-            self._refuse_checkpointing(module)
-        step = DecoderStep(self.integration, self.chain, local.run, local.placeholders)
+        layout = None
+        if local.runs and local.prompt is not None:
+            if self.layer_stages:
+                self._refuse_checkpointing(module)
+            layout = self._lay_out(local.prompt, local.runs)
+        step = DecoderStep(self.integration, self.chain, layout)
         arguments = step.enter(arguments)
         local.step = step
         return (), arguments
+
+    def _lay_out(self, prompt: dict[str, Any], runs: dict[Kind, EncoderRun]) -> VisualLayout:
+        integration = self.integration
+        placeholders = {kind: integration.placeholders(kind, prompt) for kind in runs}
+        seconds = integration.frame_seconds(prompt) if "video" in runs else None
+        if seconds is not None:
+            runs["video"].time_frames(seconds)
+        return lay_out(integration, runs, placeholders, prompt.get("input_ids"))
 
     def _leave_language_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         local = self.local
@@ -266,6 +331,15 @@ class Engine:
                     step.capture(index, signal, hidden, *kwargs["position_embeddings"])
 
         return hook
+
+    def _deepstack(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def process(hidden: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Any:
+            step = self.local.step
+            if step is not None and step.deepstack is not None:
+                visual_pos_masks, visual_embeds = step.deepstack.select(step, visual_embeds)
+            return original(hidden, visual_pos_masks, visual_embeds)
+
+        return OutsideGraphs(process)
 
     def _loss(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def loss(logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from typing import Any
 
 import torch
@@ -13,21 +14,23 @@ from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.encoder import EncoderRun, Event
 from vtprune.engine.flops import attention_flops, linear_flops
 from vtprune.engine.layout import VisualLayout
+from vtprune.engine.selection import Selected
 from vtprune.integrations.base import Integration
-from vtprune.report import PictureReport, PlaceReport, Report
+from vtprune.report import MapReport, PictureReport, PlaceReport, Report
 
 
 class Prefill:
     """What a report needs of a finished prefill, without its hidden states and its cache."""
 
     def __init__(self, integration: Integration, chain: Chain, step: DecoderStep) -> None:
-        if step.layout is None or step.run is None or step.picture is None or step.token is None:
+        if step.layout is None or step.picture is None or step.token is None:
             raise RuntimeError("only a prefill with pictures has a report.")
         self.integration = integration
         self.chain = chain
         self.layout: VisualLayout = step.layout
-        self.run: EncoderRun = step.run
-        self.events = [*step.run.events, *step.events]
+        self.runs: list[EncoderRun] = list(dict.fromkeys(p.run for p in step.layout.pictures))
+        self.selected: list[Selected] = step.selected
+        self.events = [*(event for run in self.runs for event in run.events), *step.events]
         self.picture, self.token, self.batch = step.picture, step.token, step.batch
         self.lengths = step.lengths
         self.original_lengths = step.original_lengths
@@ -42,7 +45,7 @@ class Prefill:
             kv_before, kv_after = self.kv_bytes
             self._report = Report(
                 methods=self.chain.names,
-                visual_tokens_before=sum(g[0] * g[1] * g[2] for g in self.layout.grids),
+                visual_tokens_before=sum(p.tokens for p in pictures),
                 visual_tokens_after=sum(len(p.kept) for p in pictures),
                 prefill_flops_before=before,
                 prefill_flops_after=after,
@@ -55,34 +58,40 @@ class Prefill:
         return self._report
 
     def _pictures(self) -> tuple[PictureReport, ...]:
-        source = self.layout.source.tolist()
         picture, token = self.picture.cpu(), self.token.cpu()
+        became = {number: (one, i) for one in self.selected for i, number in enumerate(one.numbers)}
+        rows = [bisect.bisect_right(self.layout.first, number) - 1 for number in range(len(self.layout.source))]
         reports = []
-        row = 0
-        for number, encoded in enumerate(source):
-            while row + 1 < len(self.layout.first) and self.layout.first[row + 1] <= number:
-                row += 1
-            entered = range(self.run.tokens[encoded])
-            kept = token[picture == number]
-            run = self.run
+        for number, encoded in enumerate(self.layout.source):
+            layout = self.layout.pictures[encoded].layout
+            entered, owner = list(range(layout.slots)), None
+            if encoded in became:
+                one, i = became[encoded]
+                entered = one.kept[i].nonzero().squeeze(1).tolist()
+                owner = None if one.owner is None else tuple(one.owner[i].tolist())
             reports.append(
                 PictureReport(
-                    row=row,
-                    index=number - self.layout.first[row],
-                    grid=self.layout.grids[number],
-                    entered=tuple(entered if run.kept is None else run.kept[encoded].nonzero().squeeze(1).tolist()),
-                    kept=tuple(kept.tolist()),
-                    owner=None if run.owner is None else tuple(run.owner[encoded].tolist()),
+                    row=rows[number],
+                    index=number - self.layout.first[rows[number]],
+                    kind=layout.kind,
+                    tokens=layout.slots,
+                    maps=tuple(MapReport(m.name, m.grid, tuple(m.slots().tolist())) for m in layout.maps),
+                    entered=tuple(entered),
+                    kept=tuple(token[picture == number].tolist()),
+                    owner=owner,
+                    seconds=layout.seconds,
                 )
             )
         return tuple(reports)
 
     def _flops(self) -> tuple[int, int]:
         """Prefill FLOPs before and after, of the encoder, the projector and the decoder's layers."""
-        encoder = self._encoder_flops()
-        projector = linear_flops(self.integration.projector)
-        before = encoder[0] + projector * sum(self.run.tokens)
-        after = encoder[1] + projector * self.run.projected_tokens
+        before = after = 0
+        for run in self.runs:
+            encoder = self._encoder_flops(run)
+            projector = sum(linear_flops(module) for module in self.integration.projectors)
+            before += encoder[0] + projector * sum(unit.slots for unit in run.units)
+            after += encoder[1] + projector * run.projected_tokens
         for i, layer in enumerate(self.integration.decoder_layers):
             linear, width = linear_flops(layer), self.integration.decoder_width(layer)
             length, past = self.lengths[i]
@@ -92,20 +101,21 @@ class Prefill:
                 after += n * linear + attention_flops(n, past + n, width)
         return before, after
 
-    def _encoder_flops(self) -> tuple[int, int]:
+    def _encoder_flops(self, run: EncoderRun) -> tuple[int, int]:
         """The encoder runs once per picture, however many rows share it."""
-        integration, run = self.integration, self.run
-        pictures = len(run.tokens)
-        tokens = full = run.tokens[0] + integration.leading
-        width = integration.encoder_width
+        width = self.integration.encoder_width
         before = after = 0
-        for i, layer in enumerate(integration.all_encoder_layers):
+        now: tuple[int, int] | None = None  # tokens per tile in attention and MLP, once tokens were merged
+        for i, layer in enumerate(self.integration.all_encoder_layers):
             mlp = linear_flops(layer.get_submodule("mlp"))
             rest = linear_flops(layer) - mlp
-            attended, tokens = run.layer_tokens.get(i, (tokens, tokens))
-            before += full * (mlp + rest) + attention_flops(full, full, width)
-            after += attended * rest + tokens * mlp + attention_flops(attended, attended, width)
-        return pictures * before, pictures * after
+            lengths = self.integration.encoder_lengths(i, run.call)
+            now = run.layer_tokens.get(i, None if now is None else (now[1], now[1]))
+            for n in lengths:
+                attended, fed = (n, n) if now is None else now
+                before += n * (mlp + rest) + attention_flops(n, n, width)
+                after += attended * rest + fed * mlp + attention_flops(attended, attended, width)
+        return before, after
 
     def _per_row(self, length: Tensor | int) -> list[int]:
         return [length] * self.batch if isinstance(length, int) else length.tolist()

@@ -1,6 +1,7 @@
 """All methods, one idea per file. `vtprune.methods.<name>` holds the method `<name>` and its pure functions."""
 
 from vtprune.methods.base import (
+    Cells,
     EncoderTokens,
     Group,
     Keep,
@@ -17,6 +18,7 @@ from vtprune.methods.base import (
 from vtprune.methods.registry import build_method, get_method, method_names, register
 
 __all__ = [
+    "Cells",
     "EncoderTokens",
     "Group",
     "Keep",

@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vtprune.budget import Budget, check_keep, token_count
 
-Positions = Literal["original", "compact"]
+Positions = Literal["auto", "original", "compact"]
+Scope = Literal["picture", "tile"]
 
 
 class Place(StrEnum):
@@ -32,7 +33,7 @@ class ModelInfo:
     """What a method may know about the model that it is applied to.
 
     `encoder_layers` counts only the blocks whose output reaches the language model. `patches` is the number of
-    patches of a picture in the encoder, None where it depends on the picture.
+    patches of a picture, or tile, in the encoder, None where it depends on the picture.
     """
 
     family: str
@@ -94,23 +95,44 @@ class EncoderTokens:
     patches: int
 
 
+class Cells(NamedTuple):
+    """Where the tokens of a batch of pictures lie, (pictures, tokens) each.
+
+    Tiles are counted over the whole picture (a thumbnail is one), rows and columns within the map of tokens.
+    """
+
+    map: Tensor
+    tile: Tensor
+    frame: Tensor
+    row: Tensor
+    column: Tensor
+
+
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """What a stage at the encoder's output sees: a batch of pictures with one grid, tokens in raster order.
+    """What a stage at the encoder's output sees: a batch of pictures, videos or tiles of one shape.
 
     Args:
-        grid: (frames, rows, columns), their product is the number of tokens; None once tokens were merged.
-        encoded: (pictures, tokens, channels), features before the projector.
-        projected: (pictures, tokens, width), features after the projector; present if "projected" was asked for.
+        grid: (frames, rows, columns), their product is the number of tokens, which are in raster order; None where
+            tokens were removed or merged before, or form several maps (thumbnail and canvas, tiles).
+        encoded: (pictures, tokens, channels), features at the encoder's output; those before the projector, except in
+            families whose encoder ends with it (Qwen-VL).
+        projected: (pictures, tokens, width), features after the projector; None for a stage before it.
         attention: (pictures, tokens), attention each token receives in the encoder's last used layer from [CLS], or,
-            in encoders without one, from all tokens on average; mean over heads, present if "encoder_attention" was
-            asked for.
+            in encoders without one, from all tokens on average; mean over heads and over the patches of a token;
+            present if "encoder_attention" was asked for.
+        cells: Map, tile, frame, row and column of every token.
+        seconds: Time from frame to frame of a video, if the model is told.
+        whole: Tokens of the whole picture, where these are those of a tile or a frame of it.
     """
 
     grid: tuple[int, int, int] | None
     encoded: Tensor
     projected: Tensor | None = None
     attention: Tensor | None = None
+    cells: Cells | None = None
+    seconds: float | None = None
+    whole: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -118,7 +140,9 @@ class Pictures:
         return self.encoded.shape[1]
 
     def count(self, keep: Budget) -> int:
-        """How many tokens of each picture `keep` allows."""
+        """How many of these tokens `keep` allows; a tile or frame gets its share of a number of tokens per picture."""
+        if isinstance(keep, int) and self.whole is not None and self.whole > self.tokens:
+            return min(self.tokens, max(1, round(keep * self.tokens / self.whole)))
         return token_count(keep, self.tokens)
 
 
@@ -162,9 +186,12 @@ class Stage:
         layers: The encoder or decoder layers at which it acts. A decoder stage acts on the input of the layer.
         signals: Of "encoder_attention" and "projected" (encoder output), "last_query" or "text_queries" (decoder
             layer: attention of the last prompt token, or of all text tokens after the first visual one).
-        positions: Position ids after a removal: the original ones, or dense ones.
+        positions: Position ids after a removal: "original", "compact" (dense), or "auto": original ones where they
+            have three coordinates (M-RoPE), as ports to such models do it, else dense ones.
         proportional: Encoder layers only: weigh each key by its size (adds log(size) to its attention logits).
         needs_grid: Whether the stage needs every token of the grid, unmerged and unpruned.
+        scope: Encoder output only: whether it decides on all tokens of a picture or video together ("picture"), or on
+            every tile and frame by itself ("tile").
     """
 
     place: Place
@@ -174,6 +201,7 @@ class Stage:
     positions: Positions = "original"
     proportional: bool = False
     needs_grid: bool = False
+    scope: Scope = "picture"
 
 
 class Method:
@@ -203,8 +231,8 @@ class Method:
         if hasattr(self, "keep"):
             object.__setattr__(self, "keep", check_keep(self.keep))
         positions = getattr(self, "positions", "original")
-        if positions not in ("original", "compact"):
-            raise ValueError(f"positions must be 'original' or 'compact', got {positions!r}.")
+        if positions not in ("auto", "original", "compact"):
+            raise ValueError(f"positions must be 'auto', 'original' or 'compact', got {positions!r}.")
 
 
 def check_layer(name: str, layer: object, first: int, last: int) -> int:

@@ -56,7 +56,7 @@ class ToDRE(Method):
         check_number("tau", self.tau, 0, 1)
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
-        """A selection at the encoder's output, and exits at the inputs of the decoder layers l_min + 1 to l_max + 1."""
+        """A selection at the encoder's output (per tile and frame), and exits at the inputs of the decoder layers l_min + 1 to l_max + 1."""
         asked = {"projected"} if self.features == "projected" else set()
         if self.init == "cls":
             asked.add("encoder_attention")
@@ -64,7 +64,7 @@ class ToDRE(Method):
         layers = tuple(range(first + 1, last + 2))
         signals = frozenset({SIGNALS[self.query]})
         return [
-            Stage(Place.ENCODER_OUTPUT, self.select, signals=frozenset(asked), positions=self.positions),
+            Stage(Place.ENCODER_OUTPUT, self.select, (), frozenset(asked), self.positions, scope="tile"),
             Stage(Place.DECODER_LAYER, functools.partial(self.leave, hard=layers[-1]), layers, signals, self.positions),
         ]
 

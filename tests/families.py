@@ -1,0 +1,382 @@
+"""A tiny random model of every supported family, and prompts with pictures and videos for it; no files, no processor.
+
+Every family answers alike: `row(5, IMAGE, 7)` is a prompt of 5 text tokens, a picture and 7 text tokens, and
+`inputs(row, row)` the padded batch that a processor would have made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    CLIPVisionConfig,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    SiglipVisionConfig,
+)
+
+PAD, IMAGE_TOKEN, VIDEO_TOKEN, START, END, LINE, FRAME, COLON = range(8)
+FIRST_TEXT, VOCABULARY = 10, 96
+IMAGE, VIDEO = "image", "video"
+
+TEXT = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=48,
+    intermediate_size=64,
+    num_hidden_layers=5,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=1024,
+    bos_token_id=8,
+    eos_token_id=None,
+    pad_token_id=PAD,
+    initializer_range=0.3,
+)
+IDS = dict(image_token_id=IMAGE_TOKEN, video_token_id=VIDEO_TOKEN)
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A picture or a video in a prompt: its token ids, and what the model is given for it."""
+
+    kind: str
+    ids: Tensor
+    data: dict[str, Tensor]
+
+    @property
+    def tokens(self) -> int:
+        """Number of placeholders."""
+        return int(((self.ids == IMAGE_TOKEN) | (self.ids == VIDEO_TOKEN)).sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A prompt."""
+
+    ids: Tensor
+    items: tuple[Item, ...]
+
+    @property
+    def visual(self) -> Tensor:
+        """Bool (slots,): placeholders."""
+        return (self.ids == IMAGE_TOKEN) | (self.ids == VIDEO_TOKEN)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.visual.sum())
+
+    @property
+    def text(self) -> int:
+        return len(self.ids) - self.tokens
+
+    def then(self, *more: Row | Tensor) -> Row:
+        """The prompt with more behind it."""
+        rows = [x if isinstance(x, Row) else Row(x, ()) for x in more]
+        ids = torch.cat((self.ids, *(row.ids for row in rows)))
+        return Row(ids, self.items + tuple(item for row in rows for item in row.items))
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family in miniature.
+
+    Args:
+        name: As the integration calls it; with the tower's name for the two LLaVAs.
+        build: Makes the model.
+        item: Makes the item of a kind and a number; numbers stand for different contents and sizes.
+        kinds: What the family takes.
+        typed: Whether the model is told which token is what (`mm_token_type_ids`).
+    """
+
+    name: str
+    build: Callable[[], Any]
+    item: Callable[[str, int], Item]
+    kinds: tuple[str, ...] = (IMAGE,)
+    typed: bool = False
+
+    def model(self, attention: str = "sdpa", seed: int = 0) -> Any:
+        """A fresh model, always with the same weights."""
+        torch.manual_seed(seed)
+        model = self.build()
+        # Random weights of the usual size make attention nearly uniform, so that every selection looks alike.
+        for name, parameter in model.named_parameters():
+            if ("vision_tower" in name or "visual" in name) and parameter.ndim == 2 and "pos" not in name:
+                torch.nn.init.normal_(parameter, std=0.25)
+            elif "projector" in name and parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.2)
+            elif name.endswith(("position_embeddings", "position_embedding.weight", "pos_embed.weight", "cls_token")):
+                torch.nn.init.normal_(parameter, std=0.3)
+            elif "lambda_" in name:
+                torch.nn.init.uniform_(parameter, 0.5, 1.0)
+        model.set_attn_implementation(attention)
+        model.generation_config.eos_token_id = None
+        model.generation_config.pad_token_id = PAD
+        model.generation_config.suppress_tokens = list(range(FIRST_TEXT))
+        return model.eval()
+
+    def row(self, *parts: int | str, seed: int = 0) -> Row:
+        """A prompt: numbers stand for so many text tokens, IMAGE and VIDEO for one of these."""
+        generator = torch.Generator().manual_seed(seed)
+        numbers = itertools.count(seed)
+        pieces, items = [], []
+        for part in parts:
+            if isinstance(part, int):
+                pieces.append(torch.randint(FIRST_TEXT, VOCABULARY, (part,), generator=generator))
+            else:
+                items.append(self.item(part, next(numbers)))
+                pieces.append(items[-1].ids)
+        return Row(torch.cat(pieces), tuple(items))
+
+    def inputs(self, *rows: Row, side: str = "left", new: tuple[Row, ...] | None = None) -> dict[str, Tensor]:
+        """What a processor makes of prompts; `new` are the rows whose pictures are passed, if not all of them."""
+        longest = max(len(row.ids) for row in rows)
+        ids, mask = [], []
+        for row in rows:
+            pad = torch.full((longest - len(row.ids),), PAD)
+            ones, zeros = torch.ones(len(row.ids), dtype=torch.long), torch.zeros(len(pad), dtype=torch.long)
+            ids.append(torch.cat((pad, row.ids) if side == "left" else (row.ids, pad)))
+            mask.append(torch.cat((zeros, ones) if side == "left" else (ones, zeros)))
+        made = {"input_ids": torch.stack(ids), "attention_mask": torch.stack(mask)}
+        made |= collate([item for row in (rows if new is None else new) for item in row.items])
+        if self.typed:
+            made["mm_token_type_ids"] = (made["input_ids"] == IMAGE_TOKEN).int() + 2 * (
+                made["input_ids"] == VIDEO_TOKEN
+            ).int()
+        return made
+
+
+def collate(items: list[Item]) -> dict[str, Tensor]:
+    """The pictures and videos of a batch, as a processor joins them."""
+    made: dict[str, Tensor] = {}
+    for name in dict.fromkeys(name for item in items for name in item.data):
+        parts = [item.data[name] for item in items if name in item.data]
+        most = max(part.shape[1] if part.ndim == 5 else 0 for part in parts)
+        if most and name == "pixel_values":  # tiles are padded to the picture with the most
+            parts = [torch.nn.functional.pad(p, (0,) * 6 + (0, 0)[:0] + (0, most - p.shape[1])) for p in parts]
+        made[name] = torch.cat(parts)
+    return made
+
+
+def pixels(*shape: int, seed: int = 0) -> Tensor:
+    """Smooth random pictures of this shape, (..., 3, height, width)."""
+    generator = torch.Generator().manual_seed(seed)
+    *lead, channels, height, width = shape
+    count = int(torch.tensor(lead).prod()) if lead else 1
+    coarse = torch.randn(count, channels, 5, 5, generator=generator)
+    fine = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    return (fine + 0.1 * torch.randn(count, channels, height, width, generator=generator)).view(shape)
+
+
+def _vision(**more: Any) -> dict[str, Any]:
+    shared = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4)
+    return {**shared, "image_size": 48, "patch_size": 8, **more}
+
+
+def _clip(**more: Any) -> Any:
+    return CLIPVisionConfig(**_vision(**more))
+
+
+def _siglip(**more: Any) -> Any:
+    return SiglipVisionConfig(**_vision(**more), vision_use_head=False)
+
+
+def _llava(vision: Any, strategy: str, layer: int) -> Any:
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=LlamaConfig(**TEXT),
+        image_token_id=IMAGE_TOKEN,
+        vision_feature_layer=layer,
+        vision_feature_select_strategy=strategy,
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def _llava_item(kind: str, number: int) -> Item:
+    return Item(kind, torch.full((36,), IMAGE_TOKEN), {"pixel_values": pixels(1, 3, 48, 48, seed=number)})
+
+
+# Two by one, one by two, two by two tiles of 32 pixels, 16 patches each; a small picture is one tile, and a thumbnail.
+_PINPOINTS = [[32, 64], [64, 32], [64, 64], [32, 32]]
+_SIZES = [(50, 64), (24, 61), (63, 20), (30, 30), (60, 60)]
+
+
+def _llava_next() -> Any:
+    config = LlavaNextConfig(
+        vision_config=_clip(image_size=32),
+        text_config=LlamaConfig(**TEXT),
+        image_token_id=IMAGE_TOKEN,
+        image_grid_pinpoints=_PINPOINTS,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    return LlavaNextForConditionalGeneration(config)
+
+
+def _tiles(number: int) -> tuple[Tensor, dict[str, Tensor], tuple[int, int], tuple[int, int]]:
+    from transformers.image_processing_utils import select_best_resolution
+
+    size = _SIZES[number % len(_SIZES)]
+    height, width = select_best_resolution(size, _PINPOINTS)
+    count = height // 32 * (width // 32) + 1
+    data = {"pixel_values": pixels(1, count, 3, 32, 32, seed=number), "image_sizes": torch.tensor([size])}
+    return torch.tensor(count), data, size, (height // 8, width // 8)
+
+
+def _next_tokens(size: tuple[int, int], canvas: tuple[int, int], most: int | None = None) -> int:
+    """Tokens of a tiled picture by the published formula: thumbnail, unpadded canvas, a newline per row."""
+    rows, columns = canvas
+    if size[1] / size[0] > columns / rows:
+        padding = (rows - int(round(size[0] * columns / size[1], 7))) // 2
+        rows -= 2 * padding
+    else:
+        padding = (columns - int(round(size[1] * rows / size[0], 7))) // 2
+        columns -= 2 * padding
+    if most is not None:
+        ratio = (rows * columns / (most * 16)) ** 0.5
+        if ratio > 1.1:
+            rows, columns = int(rows // ratio), int(columns // ratio)
+    return 16 + rows * (columns + 1)
+
+
+def _llava_next_item(kind: str, number: int) -> Item:
+    _, data, size, canvas = _tiles(number)
+    return Item(kind, torch.full((_next_tokens(size, canvas),), IMAGE_TOKEN), data)
+
+
+def _llava_onevision() -> Any:
+    config = LlavaOnevisionConfig(
+        vision_config=_siglip(image_size=32),
+        text_config=Qwen2Config(**TEXT),
+        **IDS | {"image_token_id": IMAGE_TOKEN},
+        image_grid_pinpoints=_PINPOINTS,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_2",
+    )
+    return LlavaOnevisionForConditionalGeneration(config)
+
+
+def _llava_onevision_item(kind: str, number: int) -> Item:
+    if kind == VIDEO:
+        ids = torch.full((3 * 4 + 1,), VIDEO_TOKEN)
+        return Item(kind, ids, {"pixel_values_videos": pixels(1, 3, 3, 32, 32, seed=number)})
+    _, data, size, canvas = _tiles(number)
+    return Item(kind, torch.full((_next_tokens(size, canvas, most=2),), IMAGE_TOKEN), data)
+
+
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]}
+
+
+def _qwen_vision(**more: Any) -> dict[str, Any]:
+    shared = dict(depth=4, num_heads=4, in_channels=3, patch_size=4, spatial_merge_size=2, temporal_patch_size=2)
+    return {**shared, **more}
+
+
+def _qwen2_vl() -> Any:
+    vision = _qwen_vision(embed_dim=32, hidden_size=48, mlp_ratio=2)
+    text = {**TEXT, "rope_parameters": _MROPE}
+    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(vision_config=vision, text_config=text, **IDS, **_MARKS))
+
+
+_MARKS = dict(vision_start_token_id=START, vision_end_token_id=END)
+
+
+def _qwen2_5_vl() -> Any:
+    vision = _qwen_vision(
+        hidden_size=32, intermediate_size=48, out_hidden_size=48, window_size=16, fullatt_block_indexes=[1, 3]
+    )
+    text = {**TEXT, "rope_parameters": _MROPE}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, text_config=text, **IDS, **_MARKS))
+
+
+def _qwen3_vl() -> Any:
+    vision = _qwen_vision(
+        hidden_size=32,
+        intermediate_size=48,
+        out_hidden_size=48,
+        num_position_embeddings=36,
+        deepstack_visual_indexes=[0, 2],
+    )
+    text = {**TEXT, "rope_parameters": {**_MROPE, "mrope_section": [2, 2, 2]}, "head_dim": 12}
+    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(vision_config=vision, text_config=text, **IDS, **_MARKS))
+
+
+_GRIDS = {IMAGE: [(1, 12, 12), (1, 8, 14), (1, 16, 6)], VIDEO: [(3, 8, 10), (2, 6, 6)]}  # in patches
+
+
+def _qwen_item(kind: str, number: int, timestamps: bool = False) -> Item:
+    frames, rows, columns = _GRIDS[kind][number % len(_GRIDS[kind])]
+    patches = pixels(frames * rows * columns, 3, 8, 4, seed=number).flatten(1)
+    placeholder = IMAGE_TOKEN if kind == IMAGE else VIDEO_TOKEN
+    start, end = torch.tensor([START]), torch.tensor([END])
+    if timestamps and kind == VIDEO:
+        frame = torch.full((rows * columns // 4,), placeholder)
+        ids = torch.cat([x for i in range(frames) for x in (torch.tensor([50 + i]), start, frame, end)])
+    else:
+        ids = torch.cat((start, torch.full((frames * rows * columns // 4,), placeholder), end))
+    name, grid = ("pixel_values", "image_grid_thw") if kind == IMAGE else ("pixel_values_videos", "video_grid_thw")
+    return Item(kind, ids, {name: patches, grid: torch.tensor([[frames, rows, columns]])})
+
+
+def _qwen2_5_item(kind: str, number: int) -> Item:
+    item = _qwen_item(kind, number)
+    return dataclasses.replace(item, data={**item.data, "second_per_grid_ts": torch.tensor([0.5])}) if kind == VIDEO else item
+
+
+def _qwen3_item(kind: str, number: int) -> Item:
+    return _qwen_item(kind, number, timestamps=True)
+
+
+def _internvl() -> Any:
+    vision = InternVLVisionConfig(**_vision(image_size=[48, 48], patch_size=[8, 8]), use_qk_norm=True)
+    config = InternVLConfig(
+        vision_config=vision, text_config=Qwen2Config(**TEXT), image_token_id=IMAGE_TOKEN, downsample_ratio=0.5
+    )
+    return InternVLForConditionalGeneration(config)
+
+
+def _internvl_item(kind: str, number: int) -> Item:
+    if kind == VIDEO:
+        frames = 3
+        one = torch.tensor([FRAME, 50, COLON, START, *[IMAGE_TOKEN] * 9, END, LINE])
+        ids = torch.cat([one + (one == 50) * i for i in range(frames)])
+        return Item(kind, ids, {"pixel_values": pixels(frames, 3, 48, 48, seed=number)})
+    tiles = (3, 1, 2)[number % 3]
+    ids = torch.tensor([START, *[IMAGE_TOKEN] * 9 * tiles, END])
+    return Item(kind, ids, {"pixel_values": pixels(tiles, 3, 48, 48, seed=number)})
+
+
+BOTH = (IMAGE, VIDEO)
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("llava-clip", lambda: _llava(_clip(), "default", -2), _llava_item),
+        Family("llava-siglip", lambda: _llava(_siglip(), "full", -1), _llava_item),
+        Family("llava_next", _llava_next, _llava_next_item),
+        Family("llava_onevision", _llava_onevision, _llava_onevision_item, BOTH),
+        Family("qwen2_vl", _qwen2_vl, _qwen_item, BOTH, typed=True),
+        Family("qwen2_5_vl", _qwen2_5_vl, _qwen2_5_item, BOTH, typed=True),
+        Family("qwen3_vl", _qwen3_vl, _qwen3_item, BOTH, typed=True),
+        Family("internvl", _internvl, _internvl_item, BOTH),
+    )
+}

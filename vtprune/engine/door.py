@@ -1,0 +1,69 @@
+"""The language model's door: the last moment before its first layer, where all pictures of a call are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtprune.engine.chain import Chain
+from vtprune.engine.deepstack import DeepStackRows, spread
+from vtprune.engine.encoder import Event
+from vtprune.engine.layout import VisualLayout
+from vtprune.engine.selection import Selected, select
+
+
+def decide(chain: Chain, layout: VisualLayout, arguments: dict[str, Any]) -> tuple[list[Selected], list[Event]]:
+    """Run the stages of the encoder's output, and put new features in the place of old ones.
+
+    Args:
+        chain: The methods.
+        layout: Where the pictures stand.
+        arguments: Of the language model; its features are replaced where a stage makes new ones.
+
+    Returns:
+        What became of the pictures, empty if nothing was decided about any; and the stages that acted.
+    """
+    if not chain.door_stages and all(p.run.groups is None for p in layout.pictures):
+        return [], []
+    embeds: Tensor | None = arguments.get("inputs_embeds")
+    if embeds is None:
+        raise ValueError(f"{chain.label} needs the language model to be called with inputs_embeds.")
+    mask: Tensor | None = arguments.get("visual_pos_masks")
+    levels = [embeds.flatten(0, 1)]
+    if mask is not None:
+        levels += [spread(mask, level) for level in DeepStackRows.levels(arguments)]
+    selected, events = select(chain.door_stages, layout, levels)
+    if any(one.levels is not None for one in selected):
+        for i, level in enumerate(levels):
+            levels[i] = _with_new_features(level, i, layout, selected)
+        arguments["inputs_embeds"] = levels[0].view_as(embeds)
+        if mask is not None:
+            arguments["deepstack_visual_embeds"] = [x[mask.flatten().to(x.device)] for x in levels[1:]]
+    return selected, events
+
+
+def _with_new_features(flat: Tensor, level: int, layout: VisualLayout, selected: Sequence[Selected]) -> Tensor:
+    for one in selected:
+        if one.levels is None:
+            continue
+        features = one.levels[level]
+        shown = [n for n, source in enumerate(layout.source) if source in one.numbers]
+        which = [one.numbers.index(layout.source[n]) for n in shown]
+        places = layout.places[shown, : features.shape[1]].flatten().to(flat.device)
+        flat = flat.index_put((places,), features[which].flatten(0, 1))
+    return flat
+
+
+def leaving(layout: VisualLayout, selected: Sequence[Selected]) -> Tensor | None:
+    """Bool (rows, slots): the slots that leave; None if all stay."""
+    if all(bool(one.kept.all()) for one in selected):
+        return None
+    device = layout.picture.device
+    stays = torch.ones(len(layout.pictures), layout.places.shape[1], dtype=torch.bool, device=device)
+    for one in selected:
+        stays[one.numbers, : one.kept.shape[1]] = one.kept.to(device)
+    source = torch.tensor(layout.source, device=device)[layout.picture.clamp_min(0)]
+    return (layout.picture >= 0) & ~stays[source, layout.token.clamp_min(0)]
