@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from vtprune.overlay import LONGEST, draw_overlay, draw_overlays
-from vtprune.report import PictureReport
+from vtprune.overlay import LONGEST, MOST_PANELS, draw_overlay, draw_overlays, draw_video_overlay
+from vtprune.report import MapReport, PictureReport
+from vtprune.videos import Video
 
 
 def report(kept, rows=4, columns=4, owner=None, frames=1):
-    return PictureReport(0, 0, (frames, rows, columns), tuple(range(rows * columns)), tuple(kept), owner)
+    tokens = tuple(range(frames * rows * columns))
+    kind = "video" if frames > 1 else "image"
+    maps = (MapReport("picture", (frames, rows, columns), tokens),)
+    return PictureReport(0, 0, kind, len(tokens), maps, tokens, tuple(kept), owner)
 
 
 def is_coloured(overlay, x, y):
@@ -84,9 +90,69 @@ def test_several_side_by_side():
     assert is_coloured(sheet, 496 + 180, 30)
 
 
+def clip(frames, size=(96, 96)):
+    pixels = np.full((frames, size[1], size[0], 3), (40, 90, 250), np.uint8)
+    return Video(pixels, tuple(range(frames)), tuple(n / 2 for n in range(frames)), 2.0, frames, frames / 2)
+
+
+def first_panels(sheet, count, side=480, gap=8):
+    """The kept cells of the first panels of a contact sheet of square frames."""
+    lefts = [number * (side + gap) for number in range(count)]
+    return [coloured_cells(sheet.crop((left, 0, left + side, side)), side, side) for left in lefts]
+
+
+def test_contact_sheet():
+    """Two frames share a step of the grid: panels show the first of each, with the tokens kept of that step."""
+    picture = report([0, 5, 16, 31, 33], frames=3)
+    sheet = draw_video_overlay(clip(6), picture, "divprune")
+    assert first_panels(sheet, 2) == [[0, 5], [0, 15]]
+    assert draw_video_overlay(clip(5), picture).size == draw_video_overlay(clip(6), picture).size
+    assert sheet.mode == "RGB"
+
+
+def test_frames_that_are_maps_of_their_own():
+    """As with families whose frames are pictures to the model."""
+    whole = report([0, 21], frames=2)
+    maps = tuple(MapReport("tile", (1, 4, 4), tuple(range(16 * n, 16 * n + 16))) for n in range(2))
+    apart = dataclasses.replace(whole, maps=maps)
+    assert np.array_equal(draw_video_overlay(clip(2), whole), draw_video_overlay(clip(2), apart))
+
+
+def test_merged_over_time():
+    owner = (*range(16), 0, *range(17, 32))
+    sheet = draw_video_overlay(clip(2), report([0], owner=owner, frames=2))
+    assert first_panels(sheet, 2) == [[0], [0]]
+
+
+def test_long_videos_and_odd_shapes():
+    for size in ((1, 1), (300, 20), (20, 300)):
+        sheet = draw_video_overlay(clip(500, size), report([0], frames=500))
+        assert max(sheet.size) < 20 * LONGEST
+    small = draw_video_overlay(clip(MOST_PANELS, (96, 96)), report([0], frames=MOST_PANELS))
+    assert draw_video_overlay(clip(500), report([0], frames=500)).size == small.size
+
+
+def test_tiled_picture():
+    """Thumbnail and canvas each show the whole picture; the newline tokens between rows are in neither."""
+    maps = (
+        MapReport("thumbnail", (1, 2, 2), (0, 1, 2, 3)),
+        MapReport("canvas", (1, 2, 4), (4, 5, 6, 7, 9, 10, 11, 12)),
+    )
+    picture = PictureReport(0, 0, "image", 14, maps, tuple(range(14)), (3, 8, 9))
+    sheet = draw_overlay(Image.new("RGB", (800, 800), (40, 90, 250)), picture)
+    assert coloured_cells(sheet, 800, 800, 2, 2) == [3]
+    assert coloured_cells(sheet.crop((808, 0, 1608, 800)), 800, 800, 2, 4) == [4]
+
+
+def test_a_clip_beside_a_picture():
+    reports = [report([0], frames=2), report([1])]
+    sheet = draw_overlays([clip(2), Image.new("RGB", (480, 480), "red")], reports, "divprune")
+    assert sheet.width > 3 * 480
+
+
 def test_refusals():
     picture = Image.new("RGB", (10, 10))
-    with pytest.raises(ValueError, match="frames"):
+    with pytest.raises(ValueError, match="draw_video_overlay"):
         draw_overlay(picture, report([0], frames=2))
     with pytest.raises(ValueError, match="region"):
         draw_overlay(picture, report([0]), region=(5, 0, 5, 10))
@@ -94,3 +160,10 @@ def test_refusals():
         draw_overlays([picture], [report([0]), report([0])])
     with pytest.raises(ValueError, match="0 images"):
         draw_overlays([], [])
+    with pytest.raises(ValueError, match="about 3 frames, the video has 2"):
+        draw_video_overlay(clip(2), report([0], frames=3))
+    with pytest.raises(ValueError, match="region"):
+        draw_video_overlay(clip(2), report([0], frames=2), region=(5, 0, 5, 10))
+    maps = tuple(MapReport("tile", (1, 2, 2), tuple(range(4 * n, 4 * n + 4))) for n in range(3))
+    with pytest.raises(ValueError, match="3 tiles"):
+        draw_overlay(picture, PictureReport(0, 0, "image", 12, maps, (), ()))

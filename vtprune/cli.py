@@ -95,9 +95,20 @@ def run(
         list[Path] | None,
         typer.Option("--image", "-i", help="Picture; repeat for several. Default: a shipped example."),
     ] = None,
-    video: Annotated[Path | None, typer.Option("--video", help="Video clip, for families that take videos.")] = None,
+    video: Annotated[
+        list[Path] | None, typer.Option("--video", help="Video clip, for families that take videos; may repeat.")
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            "--frames", help="Frames of each clip, evenly spaced. Default: 32, or as --fps says; at most all."
+        ),
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option("--fps", help="Frames per second of each clip; with --frames, at most that many.")
+    ] = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="Question about the picture. Default: the example's.")
+        str | None, typer.Option("--prompt", "-p", help="Question about picture or clip. Default: the example's.")
     ] = None,
     model: Annotated[
         str, typer.Option("--model", "-m", help="A shipped model, a folder, or a Hub id (owner/name).")
@@ -109,7 +120,7 @@ def run(
     keep: Annotated[
         str | None,
         typer.Option(
-            "--keep", "-k", help="Budget: 0.25 keeps a quarter, 64 keeps 64 tokens per picture. Default: 0.25."
+            "--keep", "-k", help="Budget: 0.25 keeps a quarter, 64 keeps 64 tokens per picture or clip. Default: 0.25."
         ),
     ] = None,
     setting: Annotated[
@@ -131,15 +142,15 @@ def run(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
-    """Answer a question about a picture without and with pruning, side by side.
+    """Answer a question about a picture or a video without and with pruning, side by side.
 
     Time to first token: median over five calls of generate with max_new_tokens=1, without and with the methods in
     alternation, after a warm-up and with the device synchronised. It covers the vision encoder and the prefill, not
-    reading and preparing the picture.
+    reading and preparing the picture or video.
     """
     budget, parameters = _parse_keep(keep), _parse_settings(setting or [])
-    if video is not None:
-        _fail("--video: the supported family llava takes pictures only; give --image.")
+    if video is None and (frames is not None or fps is not None):
+        _fail("--frames and --fps are about --video, which is missing.")
     methods = method or ["divprune"]
     if method is None and keep is None and "keep" not in parameters:
         budget = 0.25
@@ -147,14 +158,19 @@ def run(
         _check_writable(overlay)
     from vtprune.images import load_image
     from vtprune.models import load_model, shipped_example
+    from vtprune.videos import Video, load_video
 
     with _input_errors():
-        if not image:
+        if not image and not video:
             path, question = shipped_example()
             image, prompt = [path], prompt or question
         if prompt is None:
-            raise ValueError("--prompt is missing: what is to be asked about the picture?")
-        images = [load_image(path) for path in image]
+            raise ValueError("--prompt is missing: what is to be asked about the picture or video?")
+        images = [load_image(path) for path in image or []]
+        try:
+            videos = [load_video(path, frames=frames, fps=fps) for path in video or []]
+        except ImportError as error:
+            _fail(str(error))
         from vtprune.api import build_chain
 
         chain = build_chain(methods if len(methods) > 1 else methods[0], budget, parameters)
@@ -167,26 +183,36 @@ def run(
 
         with vtprune.applied(loaded.model, chain):
             pass
-        make_inputs(loaded, images, prompt)
+        make_inputs(loaded, images, prompt, videos)
     # From here on an error is a fault of ours, and keeps its traceback.
     with _quiet(as_json):
-        result = compare(loaded, images, prompt, chain, max_new_tokens=max_new_tokens)
+        result = compare(loaded, images, prompt, chain, max_new_tokens=max_new_tokens, videos=videos)
     if overlay is not None:
+        from vtprune.inputs import in_prompt_order
         from vtprune.overlay import draw_overlays
         from vtprune.run import seen_region
 
-        regions = [seen_region(loaded.processor, picture.size) for picture in images]
-        sheet = draw_overlays(images, result.report.pictures, " + ".join(result.report.methods), regions)
+        shown = in_prompt_order(loaded.processor, prompt, images, videos)
+        regions = [seen_region(loaded.processor, one.size, video=isinstance(one, Video)) for one in shown]
+        sheet = draw_overlays(shown, result.report.pictures, " + ".join(result.report.methods), regions)
         try:
             overlay.parent.mkdir(parents=True, exist_ok=True)
             sheet.save(overlay, format="PNG")
         except OSError as error:
             _fail(f"--overlay {str(overlay)!r} cannot be written: {error.strerror or error}.")
     if as_json:
-        sys.stdout.write(json.dumps({**result.to_dict(), "model": model}, indent=2) + "\n")
+        document = {**result.to_dict(), "model": model}
+        if videos:
+            document["videos"] = [
+                {"file": str(path), **clip.to_dict()} for path, clip in zip(video or [], videos, strict=True)
+            ]
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
         return
     console = Console(highlight=False)
     console.print(f"question: {prompt}", markup=False)
+    for path, clip in zip(video or [], videos, strict=True):
+        frames_taken = f"{len(clip.frames)} of {clip.total_frames} frames"
+        console.print(f"video: {path.name}, {frames_taken}, {clip.duration:.1f} s", markup=False, soft_wrap=True)
     console.print(_comparison_table(result))
     for note in result.to_dict()["notes"]:
         console.print(f"note: {note}", markup=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import struct
 import threading
 import warnings
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from vtprune.files import check_file, reason
 
 MAX_PIXELS = 500_000_000
 """A file that claims more pixels than this is refused: it would need gigabytes of memory before it could be reduced."""
@@ -66,7 +67,7 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
         ValueError: It is empty, no picture, damaged, or has more than `MAX_PIXELS` pixels.
     """
     path = Path(path)
-    _check_file(path)
+    check_file(path, "picture")
     image = _open(path)
     with image:
         width, height = image.size
@@ -82,28 +83,11 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
             orientation = 1 if image.format == "TIFF" else orientation
             picture = _eight_bits(image)
         except _DAMAGED as error:
-            raise ValueError(f"picture {str(path)!r} is truncated or damaged: {_reason(error)}.") from error
+            raise ValueError(f"picture {str(path)!r} is truncated or damaged: {reason(error)}.") from error
     if max(picture.size) > MAX_SIDE:
         picture = picture.resize(_reduced(picture.size), Image.Resampling.BICUBIC, reducing_gap=2.0)
     picture = _on_white(picture)
     return picture.transpose(_TURNS[orientation]) if orientation in _TURNS else picture
-
-
-def _check_file(path: Path) -> None:
-    try:
-        info = path.stat()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"picture {str(path)!r} does not exist.") from None
-    except PermissionError:
-        raise PermissionError(f"picture {str(path)!r} may not be read.") from None
-    except (OSError, ValueError) as error:  # a name too long, a null byte, a file where a folder should be
-        raise FileNotFoundError(f"picture {str(path)!r} cannot be found: {_reason(error)}.") from None
-    if stat.S_ISDIR(info.st_mode):
-        raise IsADirectoryError(f"picture {str(path)!r} is a folder.")
-    if not stat.S_ISREG(info.st_mode):
-        raise ValueError(f"picture {str(path)!r} is no regular file.")
-    if info.st_size == 0:
-        raise ValueError(f"picture {str(path)!r} is an empty file.")
 
 
 def _open(path: Path) -> Image.Image:
@@ -124,7 +108,7 @@ def _open(path: Path) -> Image.Image:
     except PermissionError:
         raise PermissionError(f"picture {str(path)!r} may not be read.") from None
     except _DAMAGED as error:
-        raise ValueError(f"picture {str(path)!r} is truncated or damaged: {_reason(error)}.") from error
+        raise ValueError(f"picture {str(path)!r} is truncated or damaged: {reason(error)}.") from error
 
 
 def _is_heic(path: Path) -> bool:
@@ -178,7 +162,3 @@ def _on_white(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
-
-
-def _reason(error: BaseException) -> str:
-    return (str(getattr(error, "strerror", None) or error) or type(error).__name__).rstrip(".")

@@ -1,4 +1,4 @@
-"""The main job: a question about a picture, answered without and with pruning, and what the pruning saved."""
+"""The main job: a question about a picture or a video, answered without and with pruning, and what that saved."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from PIL import Image
 import vtprune
 from vtprune.api import MethodLike
 from vtprune.budget import Budget
+from vtprune.inputs import make_inputs
 from vtprune.models import Loaded
 from vtprune.report import Report
+from vtprune.videos import Video
 
 TIMED = 5  # timed prefills of each kind, in alternation, after one warm-up
 
@@ -51,56 +53,15 @@ class Comparison:
         }
 
 
-def make_inputs(loaded: Loaded, images: list[Image.Image], prompt: str) -> Any:
-    """The processor's inputs for a prompt about pictures, on the model's device.
-
-    A prompt that holds the processor's own image placeholder is taken as it is; any other becomes the user's message
-    in the model's chat template, after the pictures.
-
-    Raises:
-        ValueError: The prompt is empty, or its placeholders do not match the pictures.
-    """
-    if not prompt.strip():
-        raise ValueError("prompt must hold a question or an instruction, got nothing but spaces.")
-    processor = loaded.processor
-    if getattr(processor, "image_processor", None) is None:
-        raise ValueError(f"model {loaded.name!r} comes without a processor for pictures, only with a tokenizer.")
-    placeholder = getattr(processor, "image_token", None)
-    if placeholder and placeholder in prompt:
-        found = prompt.count(placeholder)
-        if found != len(images):
-            raise ValueError(f"prompt has {found} image placeholders {placeholder!r} for {len(images)} picture(s).")
-        text = prompt
-    else:
-        if not getattr(processor, "chat_template", None):
-            raise ValueError(
-                f"prompt has no image placeholder {placeholder!r}, and {loaded.name!r} has no chat template that would "
-                "add one; write the whole prompt with its placeholder."
-            )
-        content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-        if placeholder and text.count(placeholder) != len(images):
-            raise ValueError(
-                f"the chat template of {loaded.name!r} puts {text.count(placeholder)} image placeholders "
-                f"{placeholder!r} for {len(images)} picture(s); write the whole prompt with its placeholders."
-            )
-    begin = getattr(processor.tokenizer, "bos_token", None)
-    # A template that writes the first token itself must not get a second one.
-    special = not (begin and text.startswith(begin))
-    inputs = processor(images=images, text=text, add_special_tokens=special, return_tensors="pt")
-    inputs = inputs.to(loaded.model.device)
-    if inputs["pixel_values"].is_floating_point():
-        inputs["pixel_values"] = inputs["pixel_values"].to(loaded.model.dtype)
-    return inputs
-
-
-def seen_region(processor: Any, size: tuple[int, int]) -> tuple[float, float, float, float] | None:
+def seen_region(
+    processor: Any, size: tuple[int, int], *, video: bool = False
+) -> tuple[float, float, float, float] | None:
     """Which part of a picture of `size` (width, height) the model sees: (left, top, right, bottom) in its pixels.
 
     None stands for all of it. LLaVA-1.5's processor scales the shorter side to a fixed length and cuts a square out of
-    the middle.
+    the middle, and LLaVA-NeXT-Video's does so with the frames of a video.
     """
-    images = processor.image_processor
+    images = processor.video_processor if video else processor.image_processor
     wanted, crop = getattr(images, "size", None), getattr(images, "crop_size", None)
     if not (getattr(images, "do_center_crop", False) and crop and getattr(images, "do_resize", False) and wanted):
         return None
@@ -121,9 +82,12 @@ def compare(
     method: MethodLike | Sequence[MethodLike],
     keep: Budget | None = None,
     max_new_tokens: int = 64,
+    videos: Sequence[Video] = (),
     **parameters: Any,
 ) -> Comparison:
-    """Answer a prompt without and with pruning, and measure both. The model is left without methods.
+    """Answer a prompt about pictures and videos without and with pruning, and measure both.
+
+    The model is left without methods.
 
     Raises:
         ValueError, TypeError: As `vtprune.apply` and `make_inputs`; before the model runs.
@@ -131,7 +95,7 @@ def compare(
     model = loaded.model
     with vtprune.applied(model, method, keep, **parameters):
         pass  # a bad method or budget is said before the model runs
-    inputs = make_inputs(loaded, images, prompt)
+    inputs = make_inputs(loaded, images, prompt, videos)
     settings = {"max_new_tokens": max_new_tokens, "do_sample": False}
     times: dict[bool, list[float]] = {False: [], True: []}
     with torch.inference_mode():
@@ -140,7 +104,7 @@ def compare(
             pruned = _answer(loaded, inputs, settings)
             report = vtprune.report(model)
         if report is None:
-            raise ValueError("the prompt reached the model without a picture.")
+            raise ValueError("the prompt reached the model without a picture or a video.")
         for _ in range(TIMED):  # in alternation, so that a drift of the machine's speed meets both
             times[False].append(_first_token_ms(model, inputs))
             with vtprune.applied(model, method, keep, **parameters):

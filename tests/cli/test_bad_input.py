@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from PIL import Image
-from transformers import CLIPConfig, LlamaConfig, LlamaForCausalLM, Qwen2VLConfig
+from transformers import CLIPConfig, LlamaConfig, LlamaForCausalLM, PaliGemmaConfig
 
 
 @pytest.mark.parametrize("keep", ["0", "-1", "-0.5", "0.0", "1.5", "25.0", "nan", "inf", "abc", "", "0.5x", "True"])
@@ -41,7 +41,9 @@ def test_keep_written_inline(refused, method):
         (["--method", "fastv:layer=99"], ["layer", "99"]),
         (["--method", "fastv:layer=3"], ["layer", "3"]),  # the model's decoder layers are 0, 1 and 2
         (["--method", "fastv", "--set", "layer=-1"], ["layer", "-1"]),
-        (["--video", "clip.mp4"], "--video"),
+        (["--video", "clip.mp4"], "video 'clip.mp4' does not exist"),
+        (["--frames", "4"], "--video"),
+        (["--fps", "2"], "--video"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--device", "abacus"], "abacus"),
         (["--dtype", "int3"], "dtype must be auto, float32, bfloat16 or float16"),
@@ -141,7 +143,7 @@ def test_text_only_model(refused, tmp_path):
     refused(model=tmp_path, said=["'llama'", "no vision-language model"])
 
 
-@pytest.mark.parametrize("config", [CLIPConfig(), Qwen2VLConfig()], ids=lambda config: config.model_type)
+@pytest.mark.parametrize("config", [CLIPConfig(), PaliGemmaConfig()], ids=lambda config: config.model_type)
 def test_model_of_another_family(refused, tmp_path, config):
     config.save_pretrained(tmp_path)
     refused(model=tmp_path, said=[repr(config.model_type), "not supported", "llava"])

@@ -31,6 +31,8 @@ CONTRACT = {
 }
 
 
+CLIP = shipped_example("clip-1.mp4")[0]
+
 load_once = functools.cache(load_model)
 
 
@@ -154,7 +156,7 @@ def test_any_picture(tmp_path, name):
         (["--dtype", "int3"], "dtype must be"),
         (["--prompt", "  "], "nothing but spaces"),
         (["--prompt", "<image> <image> x"], "2 image placeholders"),
-        (["--video", "clip.mp4"], "pictures only"),
+        (["--video", CLIP], "pictures only"),
         (["--overlay", "/proc/nothing.png"], "cannot be written"),
     ],
 )
