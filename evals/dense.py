@@ -8,7 +8,7 @@ picture and not once per question, which is most of the cost; the results are th
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vtprune.evals.auxiliary import Targets, scene_targets
-from vtprune.evals.questions import KINDS, ask
+from vtprune.evals.questions import KINDS, Question, ask
 from vtprune.evals.scenes import draw_scene, make_scene
 from vtprune.evals.tiny_llava import EOS_ID, VISUAL_TOKENS
 from vtprune.evals.vocabulary import build_tokenizer
@@ -62,20 +62,25 @@ def _prefix() -> tuple[list[int], list[int]]:
     return tokenizer("USER: ").input_ids, tokenizer("\n", add_special_tokens=False).input_ids
 
 
+@functools.lru_cache(maxsize=100_000)
+def _ids(text: str) -> tuple[int, ...]:
+    return tuple(_tokenizer()(text, add_special_tokens=False).input_ids)
+
+
 def first_token(text: str) -> int:
     """Id of the first token of a text inside an answer."""
-    return _tokenizer()(text, add_special_tokens=False).input_ids[0]
+    return _ids(text)[0]
 
 
-def encode(question: str, answer: str) -> tuple[list[int], list[int]] | None:
-    """Ids and labels of a slot, each of 13 numbers; None if the question is too long for it."""
-    asked = _tokenizer()(f"{question} ASSISTANT:", add_special_tokens=False).input_ids
-    answered = [*_tokenizer()(f" {answer}", add_special_tokens=False).input_ids, EOS_ID]
+def encode(question: str, answer: str, slot: int = SLOT) -> tuple[list[int], list[int]] | None:
+    """Ids and labels of a slot, each of `slot` numbers; None if the question is too long for it."""
+    asked = list(_ids(f"{question} ASSISTANT:"))
+    answered = [*_ids(f" {answer}"), EOS_ID]
     length = len(asked) + len(answered) - 1
-    if length > SLOT:
+    if length > slot:
         return None
-    ids = [*asked, *answered[:-1]] + [0] * (SLOT - length)
-    labels = [IGNORED] * (len(asked) - 1) + answered + [IGNORED] * (SLOT - length)
+    ids = [*asked, *answered[:-1]] + [0] * (slot - length)
+    labels = [IGNORED] * (len(asked) - 1) + answered + [IGNORED] * (slot - length)
     return ids, labels
 
 
@@ -93,27 +98,33 @@ def make_item(
     scene = make_scene(seed, characters=characters)
     rng = np.random.default_rng((seed, 7))
     odds = None if shares is None else np.asarray(shares) / sum(shares)
-    ids, labels = np.zeros((questions, SLOT), dtype=np.int64), np.full((questions, SLOT), IGNORED)
+    drawn = (rng.choice(len(KINDS), p=odds) for _ in range(_TRIES))
+    slots = fill_slots(((kind, ask(scene, rng, KINDS[kind])) for kind in drawn), questions, SLOT)
+    return Item(torch.from_numpy(np.array(draw_scene(scene))), scene_targets(scene), *slots)
+
+
+def fill_slots(
+    asked: Iterable[tuple[int, Question | None]], questions: int, slot: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Put the first `questions` different questions of (number of the kind, question) into slots of `slot` tokens.
+
+    Returns:
+        ids, labels and kinds, as `Item` has them.
+    """
+    ids, labels = np.zeros((questions, slot), dtype=np.int64), np.full((questions, slot), IGNORED)
     kinds = np.full(questions, -1)
-    asked: set[str] = set()
-    for _ in range(_TRIES):
-        if len(asked) == questions:
-            break
-        kind = rng.choice(len(KINDS), p=odds)
-        question = ask(scene, rng, KINDS[kind])
-        slot = encode(question.text, question.answer) if question and question.text not in asked else None
-        if question is None or slot is None:
-            continue
-        ids[len(asked)], labels[len(asked)] = slot
-        kinds[len(asked)] = kind
-        asked.add(question.text)
-    return Item(
-        torch.from_numpy(np.array(draw_scene(scene))),
-        scene_targets(scene),
-        torch.from_numpy(ids),
-        torch.from_numpy(labels),
-        torch.from_numpy(kinds),
-    )
+    texts: set[str] = set()
+    if questions:
+        for kind, question in asked:
+            encoded = encode(question.text, question.answer, slot) if question and question.text not in texts else None
+            if question is None or encoded is None:
+                continue
+            ids[len(texts)], labels[len(texts)] = encoded
+            kinds[len(texts)] = kind
+            texts.add(question.text)
+            if len(texts) == questions:
+                break
+    return torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(kinds)
 
 
 @functools.lru_cache(maxsize=16)

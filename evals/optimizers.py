@@ -13,6 +13,8 @@ from vtprune.evals.phases import Phase
 from vtprune.evals.student import Student
 
 _MUON_DECAY = 0.05
+_MATRICES = (".layers.", ".layer.", ".blocks.", "multi_modal_projector", ".merger.")
+"""What the names of layers and projectors have in them."""
 
 
 def build_optimizers(student: Student, phase: Phase) -> list[Optimizer]:
@@ -27,7 +29,7 @@ def build_optimizers(student: Student, phase: Phase) -> list[Optimizer]:
         factor = phase.tower_factor if id(parameter) in tower else float(phase.questions > 0)
         parameter.requires_grad_(factor > 0)
         if factor > 0:
-            inside = ".layers." in name or "multi_modal_projector" in name
+            inside = any(part in name for part in _MATRICES)
             chosen = matrices if parameter.ndim == 2 and inside else others
             chosen.setdefault(factor, []).append(parameter)
     rate = phase.learning_rate

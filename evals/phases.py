@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from vtprune.evals.dense import QUESTIONS
 from vtprune.evals.questions import KINDS
@@ -67,7 +69,25 @@ class Phase:
         return self.learning_rate * min(1.0, (step + 1) / self.warmup) * decay
 
 
-_LEFT_AND_RIGHT = ((" left", 2.5), (" right", 2.5), ("</s>", 0.2))
+P = TypeVar("P", bound=Phase)
+
+
+def stretched(phases: Sequence[P], minutes: float | None) -> list[P]:
+    """The phases, shortened or stretched alike so that they take so many minutes in all; None leaves them as they are.
+
+    Raises:
+        ValueError: If `minutes` is not positive.
+    """
+    if minutes is None:
+        return list(phases)
+    if not minutes > 0:
+        raise ValueError(f"minutes must be > 0, got {minutes}")
+    factor = minutes / sum(phase.minutes for phase in phases)
+    return [replace(phase, minutes=phase.minutes * factor) for phase in phases]
+
+
+LEFT_AND_RIGHT = ((" left", 2.5), (" right", 2.5), ("</s>", 0.2))
+"""Answer tokens that weigh more or less than 1."""
 
 PHASES: tuple[Phase, ...] = (
     Phase("tower", 11.5, pictures=16, learning_rate=2.5e-3, questions=0, characters=0.8, warmup=200, final=0.35),
@@ -105,7 +125,7 @@ PHASES: tuple[Phase, ...] = (
         tower_factor=0.7,
         shares=(0.8, 0.7, 2.2, 3.0, 0.5, 1.0),
         relations=0.4,
-        token_weights=_LEFT_AND_RIGHT,
+        token_weights=LEFT_AND_RIGHT,
         warmup=75,
         final=0.9,
     ),
@@ -118,7 +138,7 @@ PHASES: tuple[Phase, ...] = (
         tower_factor=1.0,
         shares=(0.7, 0.9, 1.2, 3.6, 0.6, 0.7),
         relations=0.8,
-        token_weights=_LEFT_AND_RIGHT,
+        token_weights=LEFT_AND_RIGHT,
         warmup=45,
         final=0.05,
     ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -244,6 +245,15 @@ def draw_scene(scene: Scene, size: int = SIZE) -> Image.Image:
     return picture
 
 
+def owner_map(objects: Sequence[SceneObject]) -> Image.Image:
+    """Which object each pixel of a scene belongs to: a grey picture of 0 (background) and numbers from 1 on."""
+    picture = Image.new("L", (SIZE, SIZE), 0)
+    draw = ImageDraw.Draw(picture)
+    for number, obj in enumerate(objects, start=1):
+        _fill(draw, obj, number, 1.0)
+    return picture
+
+
 @dataclass(frozen=True)
 class PatchTruth:
     """What lies under each patch of a `grid` x `grid` division of a scene; arrays of shape (grid * grid,).
@@ -271,11 +281,8 @@ def patch_truth(scene: Scene, grid: int = 16, minimum: float = 0.12) -> PatchTru
     if SIZE % grid:
         raise ValueError(f"a scene of {SIZE} pixels cannot be divided into {grid} patches per side; use a divisor")
     patch = SIZE // grid
-    index = Image.new("L", (SIZE, SIZE), 0)
-    draw = ImageDraw.Draw(index)
-    for number, obj in enumerate(scene.objects, start=1):
-        _fill(draw, obj, number, 1.0)
-    cells = np.asarray(index).reshape(grid, patch, grid, patch).transpose(0, 2, 1, 3).reshape(grid * grid, -1)
+    owners = np.asarray(owner_map(scene.objects))
+    cells = owners.reshape(grid, patch, grid, patch).transpose(0, 2, 1, 3).reshape(grid * grid, -1)
     kinds = len(scene.objects) + 1
     flat = cells.astype(np.int64) + np.arange(grid * grid)[:, None] * kinds
     covered = np.bincount(flat.ravel(), minlength=grid * grid * kinds).reshape(grid * grid, kinds)[:, 1:]

@@ -1,4 +1,6 @@
-"""The test of tiny-llava, and of what pruning costs it: questions about pictures it has never seen, answered in full.
+"""The test of a tiny model, and of what pruning costs it: questions about what it has never seen, answered in full.
+
+About pictures (`scene_questions`) or about clips (`vtprune.evals.clip_suite.questions_about_clips`).
 
 Any other vision-language model can be asked as well, by its own processor's chat template.
 """
@@ -6,7 +8,7 @@ Any other vision-language model can be asked as well, by its own processor's cha
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vtprune.evals.clip_questions import CLIP_KINDS
+from vtprune.evals.clip_suite import ClipQuestion, clip_frames
+from vtprune.evals.clips import make_clip
 from vtprune.evals.questions import KINDS, Question, ask
 from vtprune.evals.scenes import SIZE, TEST_SEED_START, draw_scene, make_scene
 
@@ -68,20 +73,31 @@ def scene_picture(seed: int) -> Image.Image:
     return draw_scene(make_scene(seed))
 
 
-def ask_model(model: Any, processor: Any, pictures: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
-    """Ask a batch of questions, each about its picture, and return the answers, stripped and in lower case.
+def ask_model(
+    model: Any, processor: Any, seen: Sequence[Image.Image | np.ndarray], questions: Sequence[str]
+) -> list[str]:
+    """Ask a batch of questions, each about its picture or clip; returns the answers, stripped and in lower case.
 
     This is the ordinary path of transformers: chat template, processor with left padding, `model.generate`.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        seen: Pictures, or clips as arrays of frames, (frames, height, width, 3) uint8; all of one sort.
+        questions: One for each of them.
     """
+    clips = isinstance(seen[0], np.ndarray)
+    part = {"type": "video" if clips else "image"}
     texts = [
         processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}],
+            [{"role": "user", "content": [part, {"type": "text", "text": question}]}],
             add_generation_prompt=True,
         )
         for question in questions
     ]
     processor.tokenizer.padding_side = "left"
-    inputs = processor(images=list(pictures), text=texts, padding=True, return_tensors="pt")
+    shown = {"videos" if clips else "images": list(seen)}
+    inputs = processor(text=texts, padding=True, return_tensors="pt", **shown)
     inputs = inputs.to(model.device, dtype=model.dtype)
     with torch.no_grad():
         generated = model.generate(**inputs, do_sample=False, max_new_tokens=16)
@@ -92,7 +108,7 @@ def ask_model(model: Any, processor: Any, pictures: Sequence[Image.Image], quest
 def evaluate(
     model: Any,
     processor: Any,
-    questions: Sequence[SceneQuestion],
+    questions: Sequence[SceneQuestion] | Sequence[ClipQuestion],
     *,
     batch_size: int = 32,
     blank: bool = False,
@@ -103,9 +119,9 @@ def evaluate(
     Args:
         model: A model with vtprune methods applied to it, or without.
         processor: Its processor.
-        questions: What to ask, see `scene_questions`.
-        batch_size: Questions per call of `generate`.
-        blank: Show a grey picture instead, to see what can be guessed from the question alone.
+        questions: What to ask, see `scene_questions` and `questions_about_clips`.
+        batch_size: Questions per call of `generate`; fewer where clips of one length run out.
+        blank: Show a grey picture or clip instead, to see what can be guessed from the question alone.
         on_batch: Called after every batch with its number of questions.
 
     Returns:
@@ -116,12 +132,9 @@ def evaluate(
     """
     if not questions or batch_size < 1:
         raise ValueError(f"questions must not be empty and batch_size >= 1, got {len(questions)} and {batch_size}")
-    grey = Image.new("RGB", (SIZE, SIZE), _BLANK)
     right: dict[str, list[bool]] = {}
-    for first in range(0, len(questions), batch_size):
-        batch = questions[first : first + batch_size]
-        pictures = [grey if blank else scene_picture(item.seed) for item in batch]
-        answers = ask_model(model, processor, pictures, [item.question.text for item in batch])
+    for batch in _batches(questions, batch_size):
+        answers = ask_model(model, processor, [_seen(item, blank) for item in batch], [q.question.text for q in batch])
         for item, answer in zip(batch, answers, strict=True):
             right.setdefault(item.question.kind, []).append(answer == item.question.answer.lower())
         if on_batch is not None:
@@ -129,5 +142,24 @@ def evaluate(
     return {
         "accuracy": sum(map(sum, right.values())) / len(questions),
         "n": len(questions),
-        "by_kind": {kind: sum(right[kind]) / len(right[kind]) for kind in KINDS if kind in right},
+        "by_kind": {kind: sum(right[kind]) / len(right[kind]) for kind in (*KINDS, *CLIP_KINDS) if kind in right},
     }
+
+
+def _batches(
+    questions: Sequence[SceneQuestion] | Sequence[ClipQuestion], batch_size: int
+) -> Iterator[Sequence[SceneQuestion | ClipQuestion]]:
+    """Batches in order; those of clips by length, as not every processor takes clips of several lengths at once."""
+    groups: dict[int, list[SceneQuestion | ClipQuestion]] = {}
+    for item in questions:
+        groups.setdefault(make_clip(item.seed).frames if isinstance(item, ClipQuestion) else 0, []).append(item)
+    for group in groups.values():
+        for first in range(0, len(group), batch_size):
+            yield group[first : first + batch_size]
+
+
+def _seen(item: SceneQuestion | ClipQuestion, blank: bool) -> Image.Image | np.ndarray:
+    if isinstance(item, ClipQuestion):
+        frames = clip_frames(item.seed)
+        return np.full_like(frames, _BLANK[0]) if blank else np.array(frames)
+    return Image.new("RGB", (SIZE, SIZE), _BLANK) if blank else scene_picture(item.seed)

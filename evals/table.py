@@ -1,4 +1,4 @@
-"""What pruning costs, as a table: unpruned, blank pictures, and every method at every budget, on the same questions.
+"""What pruning costs, as a table: unpruned, blank, and every method at every budget, on the same questions.
 
 python -m vtprune.evals.table --model tiny-llava --methods divprune fastv:layer=2 --keep 0.5 0.25 --out FILE.json
 """
@@ -20,6 +20,8 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 
 import vtprune
 from vtprune.budget import check_keep
+from vtprune.evals.clip_questions import CLIP_KINDS
+from vtprune.evals.clip_suite import questions_about_clips
 from vtprune.evals.questions import KINDS
 from vtprune.evals.rows import Row, plan, run_row
 from vtprune.evals.suite import scene_questions
@@ -37,6 +39,7 @@ def run_table(
     limit: int,
     seed: int = 0,
     batch_size: int = 32,
+    clips: bool = False,
     on_row: Callable[[Row], Callable[[int], None] | None] = lambda row: None,
 ) -> dict[str, Any]:
     """Evaluate the rows that `out` does not hold yet; after each one the JSON and the Markdown beside it are written.
@@ -50,18 +53,21 @@ def run_table(
         limit: Number of questions.
         seed: Which test set, see `scene_questions`.
         batch_size: Questions per batch.
+        clips: Ask about clips instead of pictures.
         on_row: Called before each row; what it returns is called with the number of questions of each batch.
 
     Raises:
         ValueError: If `out` holds results with other settings.
     """
     settings = {**settings, "limit": limit, "seed": seed, "batch_size": batch_size}
+    if clips:
+        settings["about"] = "clips"
     table: dict[str, Any] = {"settings": settings, "rows": {}}
     if out.exists():
         table = json.loads(out.read_text())
         if table["settings"] != settings:
             raise ValueError(f"out must be a new file or hold results with {settings}, got {table['settings']}")
-    questions = scene_questions(limit, seed)
+    questions = questions_about_clips(limit, seed) if clips else scene_questions(limit, seed)
     for row in rows:
         if row.name not in table["rows"]:
             result = run_row(model, processor, row, questions=questions, batch_size=batch_size, on_batch=on_row(row))
@@ -73,15 +79,16 @@ def run_table(
 
 def markdown(table: dict[str, Any]) -> str:
     """The table in Markdown, accuracies in percent."""
+    kinds = CLIP_KINDS if table["settings"].get("about") == "clips" else KINDS
     lines = [
-        "| | " + " | ".join(("all", *KINDS)) + " | prefill FLOPs |",
-        "|---" + "|---:" * (len(KINDS) + 2) + "|",
+        "| | " + " | ".join(("all", *kinds)) + " | prefill FLOPs |",
+        "|---" + "|---:" * (len(kinds) + 2) + "|",
     ]
     for name, row in table["rows"].items():
         if "unsupported" in row:
-            cells = ["-"] * (len(KINDS) + 2)
+            cells = ["-"] * (len(kinds) + 2)
         else:
-            shares = [row["accuracy"], *(row["by_kind"].get(kind) for kind in KINDS)]
+            shares = [row["accuracy"], *(row["by_kind"].get(kind) for kind in kinds)]
             cells = ["-" if share is None else f"{100 * share:.1f}" for share in shares]
             cells.append(f"{100 * row['prefill_flops']:.0f} %" if "prefill_flops" in row else "100 %")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -111,7 +118,7 @@ def _write(path: Path, text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, evaluate, and print the table."""
     parser = argparse.ArgumentParser(prog="python -m vtprune.evals.table", description=main.__doc__)
-    parser.add_argument("--model", required=True, help="a shipped model (tiny-llava), a folder, or a Hub id")
+    parser.add_argument("--model", required=True, help="a shipped model (tiny-llava, ...), a folder, or a Hub id")
     parser.add_argument("--out", required=True, type=Path, help="JSON file; a Markdown table is written beside it")
     parser.add_argument("--limit", type=int, default=2000, help="number of questions (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="which test set (default: %(default)s)")
@@ -119,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep", nargs="+", default=["0.5", "0.25", "0.1"], help="budgets (default: 0.5 0.25 0.1)")
     parser.add_argument("--batch-size", type=int, default=32, help="questions per batch (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--clips", action="store_true", help="ask about clips instead of pictures")
     parser.add_argument("--device", default="auto", help="a GPU if there is one (default: %(default)s)")
     given = parser.parse_args(arguments)
     methods = [m["name"] for m in vtprune.methods()] if given.methods is None else given.methods
@@ -139,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             task = progress.add_task(row.name, total=given.limit)
             return lambda n: progress.advance(task, n)
 
-        options = dict(limit=given.limit, seed=given.seed, batch_size=given.batch_size, on_row=show)
+        options = dict(limit=given.limit, seed=given.seed, batch_size=given.batch_size, clips=given.clips, on_row=show)
         table = run_table(loaded.model, loaded.processor, rows, given.out, settings=settings, **options)
     Console().print(markdown(table), markup=False, soft_wrap=True)
 

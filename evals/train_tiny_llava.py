@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers import LlavaForConditionalGeneration
 
 from vtprune.evals.checkpoints import latest
 from vtprune.evals.export import export
-from vtprune.evals.phases import PHASES, Phase
+from vtprune.evals.phases import PHASES, Phase, stretched
 from vtprune.evals.student import Student
 from vtprune.evals.tiny_llava import new_model
 from vtprune.evals.training import Trainer
@@ -49,11 +48,7 @@ def train(
     Raises:
         ValueError: If `minutes` is not positive, or `out` holds a run and `resume` is not set.
     """
-    if minutes is not None:
-        if not minutes > 0:
-            raise ValueError(f"minutes must be > 0, got {minutes}")
-        factor = minutes / sum(phase.minutes for phase in phases)
-        phases = [dataclasses.replace(phase, minutes=phase.minutes * factor) for phase in phases]
+    phases = stretched(phases, minutes)
     checkpoint = latest(out / "checkpoints")
     if checkpoint is not None and not resume:
         raise ValueError(f"out must be a folder without a run, got {str(out)!r}; to go on with that run, set resume")

@@ -131,20 +131,24 @@ class Trainer:
 
     def _step(self, phase: Phase, batch: Item) -> Tensor:
         """One step; returns the loss to watch."""
-        set_rate(self.optimizers, phase.rate(self.progress.step, self.progress.seconds / (phase.minutes * 60)))
         kept = None
         if phase.questions and phase.visual_tokens < VISUAL_TOKENS:
             # Seeded by the place in the run, so that a resumed run draws the same.
             generator = torch.Generator().manual_seed(self.progress.pictures)
             kept = foreground_first(batch.targets, phase.visual_tokens, generator)
         loss, watched = total_loss(self.student(batch, kept), batch, phase)
+        self._follow(phase, loss)
+        return watched
+
+    def _follow(self, phase: Phase, loss: Tensor) -> None:
+        """Take the step that lowers a loss."""
+        set_rate(self.optimizers, phase.rate(self.progress.step, self.progress.seconds / (phase.minutes * 60)))
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(trained(self.optimizers), _LONGEST_GRADIENT)
         for optimizer in self.optimizers:
             optimizer.step()
-        return watched
 
     def _batches(self, phase: Phase) -> Iterator[Item]:
         loader = DataLoader(

@@ -8,12 +8,16 @@ from collections import Counter
 import pytest
 
 import vtprune
+from tests.evals.small import small_family
 from vtprune.evals import suite
+from vtprune.evals.clip_questions import CLIP_KINDS
+from vtprune.evals.clip_suite import questions_about_clips
 from vtprune.evals.export import export
 from vtprune.evals.questions import KINDS
 from vtprune.evals.rows import Row, plan
 from vtprune.evals.suite import evaluate, scene_questions
 from vtprune.evals.table import main, run_table
+from vtprune.evals.train_family import RECIPES
 
 
 def test_kinds_are_equally_frequent():
@@ -53,6 +57,21 @@ def test_batches_do_not_change_answers(model, processor):
     together = suite.ask_model(model, processor, pictures, texts)
     alone = [suite.ask_model(model, processor, [p], [t])[0] for p, t in zip(pictures, texts, strict=True)]
     assert together == alone
+
+
+@pytest.mark.parametrize("name", tuple(RECIPES))
+def test_clips_are_asked_about(name, tmp_path):
+    model, processor = small_family(name), RECIPES[name][0].build_processor()
+    questions = questions_about_clips(6)
+    seen = []
+    result = evaluate(model, processor, questions, batch_size=4, on_batch=seen.append)
+    assert sum(seen) == result["n"] == 6
+    assert set(result["by_kind"]) == set(CLIP_KINDS)
+    out = tmp_path / "table.json"
+    options = dict(settings={"model": name}, limit=4, batch_size=4, clips=True)
+    table = run_table(model, processor, [Row(), Row(blank=True)], out, **options)
+    assert table["settings"]["about"] == "clips"
+    assert "| needle |" in out.with_suffix(".md").read_text()
 
 
 def test_plan():
