@@ -340,7 +340,11 @@ def _qwen_item(kind: str, number: int, timestamps: bool = False) -> Item:
 
 def _qwen2_5_item(kind: str, number: int) -> Item:
     item = _qwen_item(kind, number)
-    return dataclasses.replace(item, data={**item.data, "second_per_grid_ts": torch.tensor([0.5])}) if kind == VIDEO else item
+    return (
+        dataclasses.replace(item, data={**item.data, "second_per_grid_ts": torch.tensor([0.5])})
+        if kind == VIDEO
+        else item
+    )
 
 
 def _qwen3_item(kind: str, number: int) -> Item:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import vtprune
+from tests.families import Family, Row
 
 
 @dataclasses.dataclass
@@ -16,87 +20,202 @@ class Decisions:
 
     entered: Tensor  # bool (slots,)
     cuts: dict[int, Tensor]  # layer -> bool (slots,)
+    picture: Tensor  # (slots,), -1 on text
     compact_door: bool
     compact_cuts: bool = False
 
+    def extend(self, *more: Decisions | int) -> Decisions:
+        """The decisions for a longer prompt: numbers stand for so many text tokens, all kept."""
+        ones = lambda n: torch.ones(n, dtype=torch.bool)  # noqa: E731
+        made = self
+        for x in more:
+            n = x if isinstance(x, int) else len(x.entered)
+            later = Decisions(ones(n), {}, torch.full((n,), -1), False) if isinstance(x, int) else x
+            layers = set(made.cuts) | set(later.cuts)
+            cuts = {
+                i: torch.cat((made.cuts.get(i, ones(len(made.entered))), later.cuts.get(i, ones(n)))) for i in layers
+            }
+            first = int(made.picture.max()) + 1
+            picture = torch.cat((made.picture, torch.where(later.picture >= 0, later.picture + first, -1)))
+            made = dataclasses.replace(
+                made, entered=torch.cat((made.entered, later.entered)), cuts=cuts, picture=picture
+            )
+        return made
 
-def decisions(model, ids: Tensor, row: int = 0) -> Decisions:
-    """Read the decisions for one row of the last prefill from the report, and the position rules from the methods."""
+
+@dataclasses.dataclass
+class Fed:
+    """What the language model was given: embeddings (rows, slots, width) and DeepStack features on these slots."""
+
+    embeds: Tensor
+    deep: list[Tensor]
+
+    def row(self, number: int, slots: int) -> Fed:
+        """One row without its padding."""
+        return Fed(self.embeds[number : number + 1, -slots:], [x[number : number + 1, -slots:] for x in self.deep])
+
+
+@contextlib.contextmanager
+def feeding(model: Any) -> Iterator[list[Fed]]:
+    """Collects what the language model is given in every call; used after `vtprune.apply`, it sees what is left."""
+    seen: list[Fed] = []
+
+    def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        embeds, mask = kwargs["inputs_embeds"], kwargs.get("visual_pos_masks")
+        deep = []
+        for level in kwargs.get("deepstack_visual_embeds") or ():
+            on_slots = torch.zeros_like(embeds)
+            on_slots[mask] = level
+            deep.append(on_slots)
+        seen.append(Fed(embeds.clone(), deep))
+
+    handle = model.model.language_model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def decisions(model: Any, row: Row, number: int = 0) -> Decisions:
+    """Read the decisions for a row of the last prefill from the report, and the position rules from the methods."""
     report = vtprune.report(model)
-    engine = vtprune.api._engines[model]
-    visual = (ids == model.config.image_token_id).nonzero().squeeze(1)
-    entered, kept = torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids, dtype=torch.bool)
+    chain = vtprune.api._engines[model].chain
+    visual = row.visual.nonzero().squeeze(1)
+    entered, kept = torch.ones(len(row.ids), dtype=torch.bool), torch.ones(len(row.ids), dtype=torch.bool)
+    picture = torch.full((len(row.ids),), -1)
     offset = 0
-    for picture in report.pictures:
-        if picture.row != row:
-            continue
-        tokens = picture.grid[1] * picture.grid[2]
-        slots = visual[offset : offset + tokens]
-        entered[slots] = False
-        kept[slots] = False
-        entered[slots[list(picture.entered)]] = True
-        kept[slots[list(picture.kept)]] = True
-        offset += tokens
-    cuts = {
-        p.layer: kept for p in report.places if p.place == "decoder layer" and p.tokens_after < p.tokens_before
-    }
+    for i, shown in enumerate(p for p in report.pictures if p.row == number):
+        slots = visual[offset : offset + shown.tokens]
+        entered[slots] = kept[slots] = False
+        entered[slots[list(shown.entered)]] = True
+        kept[slots[list(shown.kept)]] = True
+        picture[slots] = i
+        offset += shown.tokens
+    assert offset == len(visual)
+    cuts = {p.layer: kept for p in report.places if p.place == "decoder layer" and p.tokens_after < p.tokens_before}
     if len(cuts) > 1:  # an exit in two steps: only the last one is the final set
         raise AssertionError(f"the reference reads one cut per row, got {sorted(cuts)}")
-    return Decisions(
-        entered,
-        cuts,
-        engine.chain.door_positions == "compact",
-        any(s.positions == "compact" for s in engine.chain.decoder_stages),
-    )
+    compact_cuts = any(s.positions == "compact" for s in chain.decoder_stages)
+    return Decisions(entered, cuts, picture, chain.door_positions == "compact", compact_cuts)
 
 
-def embed(model, ids: Tensor, features: Tensor | None) -> Tensor:
-    """(1, slots, width): text embeddings with features (visual tokens, width) on the placeholders."""
-    embeds = model.get_input_embeddings()(ids[None])
-    if features is None:
-        return embeds
-    mask = (ids[None] == model.config.image_token_id)[..., None].expand_as(embeds)
-    return embeds.masked_scatter(mask, features.to(embeds.dtype))
+def positions_of(model: Any, family: Family, row: Row) -> Tensor:
+    """(axes, slots): the positions that transformers gives a whole conversation."""
+    if not family.typed:
+        return torch.arange(len(row.ids))[None]
+    x = family.inputs(row)
+    given = {k: v for k, v in x.items() if k.endswith(("grid_thw", "grid_ts")) or k == "mm_token_type_ids"}
+    return model.model.get_rope_index(x["input_ids"], **given)[0][:, 0]
 
 
-def bare_run(model, embeds: Tensor, decisions: Decisions | None = None, masked: bool = False) -> tuple[Tensor, Tensor]:
+def close_gaps(positions: Tensor, picture: Tensor, left: Tensor) -> Tensor:
+    """Positions (axes, slots) as if the slots not `left` had never been: token by token, in plain Python."""
+    if len(positions) == 1:
+        return positions - (~left).long().cumsum(0)
+    new, smaller, slot = positions.clone(), 0, 0
+    while slot < len(picture):
+        end = slot + 1
+        while picture[slot] >= 0 and end < len(picture) and picture[end] == picture[slot]:
+            end += 1
+        new[:, slot:end] -= smaller
+        if picture[slot] >= 0:
+            had, kept = [], []
+            for axis in (1, 2):
+                at = positions[axis, slot:end]
+                alive = sorted(set(at[left[slot:end]].tolist()))
+                had.append(len(set(at.tolist())))
+                kept.append(len(alive))
+                for i in range(slot, end):
+                    if left[i]:
+                        new[axis, i] = positions[axis, slot] - smaller + alive.index(int(positions[axis, i]))
+            smaller += max(had) - max(kept)
+        slot = end
+    return new
+
+
+def whole(model: Any, row: Row, parts: list[tuple[Tensor, Fed]]) -> Fed:
+    """Embeddings of a conversation on all of its slots.
+
+    Args:
+        model: The model.
+        row: The conversation.
+        parts: Slots (n,) that were fed together, and what was fed on them.
+    """
+    embeds = model.get_input_embeddings()(row.ids[None]).clone()
+    embeds[:, row.visual] = 0
+    deep = [torch.zeros_like(embeds) for _ in parts[0][1].deep]
+    for slots, fed in parts:
+        text = ~row.visual[slots]
+        assert torch.equal(embeds[:, slots[text]], fed.embeds[:, text]), "text embeddings are as they were"
+        embeds[:, slots] = fed.embeds
+        for level, values in zip(deep, fed.deep, strict=True):
+            level[:, slots] = values
+    return Fed(embeds, deep)
+
+
+def bare_run(
+    model: Any, fed: Fed, positions: Tensor, decided: Decisions | None = None, masked: bool = False
+) -> tuple[Tensor, Tensor]:
     """Logits (1, left, vocabulary) and the slots that are left, of the language model without any hook.
 
-    With `masked`, cuts hide slots from all later queries instead of removing them.
+    Args:
+        model: Without methods.
+        fed: Embeddings on all slots.
+        positions: (axes, slots).
+        decided: What leaves; None for nothing.
+        masked: Hide slots at the cuts from all later queries instead of removing them.
     """
     language_model = model.model.language_model
-    slots = torch.arange(embeds.shape[1])
-    positions = slots.clone()
-    if decisions is not None:
-        slots = decisions.entered.nonzero().squeeze(1)
-        positions = torch.arange(len(slots)) if decisions.compact_door else slots.clone()
-    hidden = embeds[:, slots]
+    slots = torch.arange(fed.embeds.shape[1])
+    if decided is not None:
+        if decided.compact_door:
+            positions = close_gaps(positions, decided.picture, decided.entered)
+        slots = decided.entered.nonzero().squeeze(1)
+    hidden = fed.embeds[:, slots]
     hidden_from = torch.zeros(len(slots), dtype=torch.bool)
     for i, layer in enumerate(language_model.layers):
-        if decisions is not None and i in decisions.cuts:
-            stays = decisions.cuts[i][slots]
+        if decided is not None and i in decided.cuts:
+            stays = decided.cuts[i][slots]
             if masked:
                 hidden_from = ~stays
             else:
-                hidden, slots, positions = hidden[:, stays], slots[stays], positions[stays]
-                hidden_from = hidden_from[stays]
-                if decisions.compact_cuts:
-                    positions = torch.arange(len(slots))
+                if decided.compact_cuts:
+                    here = close_gaps(positions[:, slots], decided.picture[slots], stays)
+                    positions = positions.clone()
+                    positions[:, slots] = here
+                hidden, slots, hidden_from = hidden[:, stays], slots[stays], hidden_from[stays]
         length = len(slots)
         mask = torch.ones(length, length, dtype=torch.bool).tril() & ~hidden_from[None, :]
         mask = mask | torch.eye(length, dtype=torch.bool)  # hidden slots still see themselves, nobody looks at them
         mask = mask[None, None]
         if language_model.config._attn_implementation == "eager":
             mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(hidden.dtype).min)
-        rotary = language_model.rotary_emb(hidden, position_ids=positions[None])
+        at = positions[:, slots]
+        rotary = language_model.rotary_emb(hidden, position_ids=at if len(at) == 1 else at[:, None])
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
         if isinstance(hidden, tuple):
             hidden = hidden[0]
+        if i < len(fed.deep):
+            hidden = hidden + fed.deep[i][:, slots]
     logits = model.lm_head(language_model.norm(hidden))
     return logits[:, ~hidden_from], slots[~hidden_from]
 
 
-def all_features(model, pixel_values: Tensor) -> Tensor:
-    """(visual tokens, width) of all pictures, as the model (with or without methods) makes them."""
-    features = model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
-    return torch.cat(list(features))
+def run(
+    model: Any, family: Family, method: tuple[str, dict[str, Any]], *rows: Row
+) -> tuple[list[Decisions], list[Fed], Tensor, Any]:
+    """Run the model with a method; returns decisions and feed of every row, the logits and the report."""
+    with vtprune.applied(model, method[0], **method[1]), feeding(model) as seen:
+        logits = model(**family.inputs(*rows)).logits
+        decided = [decisions(model, row, i) for i, row in enumerate(rows)]
+        report = vtprune.report(model)
+    fed = [seen[0].row(i, int(d.entered.sum())) for i, d in enumerate(decided)]
+    return decided, fed, logits, report
+
+
+def reference(
+    model: Any, family: Family, row: Row, decided: Decisions, fed: Fed, masked: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Logits and left slots of the bare model with these decisions."""
+    everything = whole(model, row, [(decided.entered.nonzero().squeeze(1), fed)])
+    return bare_run(model, everything, positions_of(model, family, row), decided, masked=masked)

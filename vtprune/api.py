@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import resources
 from typing import Any
 
 from torch import nn
@@ -101,8 +103,13 @@ def report(model: Any) -> Report | None:
 
 
 def methods(pattern: str = "*") -> list[dict[str, Any]]:
-    """All methods whose name matches a wildcard pattern: name, kind, places, families, parameters and so on."""
-    families = sorted(family.family for family in FAMILIES)
+    """All methods whose name matches a wildcard pattern: name, kind, places, families, parameters and so on.
+
+    `families` are those on which a method works with pictures, `video_families` those on which it works with videos,
+    and `refuses` says why it does not work on others. That is known from tests for the methods that come with the
+    package; a method from elsewhere is listed with all families, and is refused when it is applied.
+    """
+    tried: dict[str, Any] = json.loads((resources.files("vtprune") / "support.json").read_text())
     described = []
     for name in method_names(pattern):
         cls = get_method(name)
@@ -111,7 +118,7 @@ def methods(pattern: str = "*") -> list[dict[str, Any]]:
                 "name": name,
                 "kind": cls.kind,
                 "places": [place.value for place in cls.places],
-                "families": families,
+                **_support(name, tried),
                 "needs_training": cls.needs_training,
                 "needs_text": cls.needs_text,
                 "paper": cls.paper,
@@ -119,6 +126,17 @@ def methods(pattern: str = "*") -> list[dict[str, Any]]:
             }
         )
     return described
+
+
+def _support(name: str, tried: dict[str, Any]) -> dict[str, Any]:
+    results = {family.family: tried.get(family.family, {}).get(name, {}) for family in FAMILIES}
+    works = {kind: sorted(f for f, x in results.items() if x.get(kind, "yes") == "yes") for kind in ("image", "video")}
+    takes_videos = {family.family for family in FAMILIES if "video" in family.modalities}
+    return {
+        "families": works["image"],
+        "video_families": [f for f in works["video"] if f in takes_videos],
+        "refuses": {f: x["image"] for f, x in results.items() if x.get("image", "yes") != "yes"},
+    }
 
 
 def build_chain(

@@ -54,8 +54,6 @@ def test_crop_and_reset(kept):
     model(input_ids=ids, attention_mask=mask, past_key_values=cache)
     cache.crop(-1)
     assert cache.get_seq_length() == length
-    torch.testing.assert_close(
-        model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits, logits, **CLOSE
-    )
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits, logits, **CLOSE)
     cache.reset()
     assert cache.get_seq_length() == 0

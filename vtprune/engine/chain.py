@@ -82,7 +82,9 @@ class Chain:
         self.encoder_layer_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_LAYER]
         self.encoder_output_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_OUTPUT]
         self.decoder_stages = [s for s in self.stages if s.stage.place is Place.DECODER_LAYER]
-        before = [s for s in self.encoder_output_stages if s.stage.needs_grid and integration.grid_stages == "projector"]
+        before = [
+            s for s in self.encoder_output_stages if s.stage.needs_grid and integration.grid_stages == "projector"
+        ]
         self.projector_stages = before
         """Those that act before the projector."""
         self.door_stages = [s for s in self.encoder_output_stages if s not in before]

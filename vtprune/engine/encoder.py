@@ -172,9 +172,7 @@ class EncoderRun:
 
     def time_frames(self, seconds: Sequence[float]) -> None:
         """Note the time from frame to frame of every video."""
-        self.units = [
-            dataclasses.replace(unit, seconds=float(t)) for unit, t in zip(self.units, seconds, strict=True)
-        ]
+        self.units = [dataclasses.replace(unit, seconds=float(t)) for unit, t in zip(self.units, seconds, strict=True)]
 
     def _received_attention(self) -> list[Tensor]:
         """Attention that each patch received in the scored block, batches of (sequences, patches)."""

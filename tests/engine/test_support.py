@@ -1,0 +1,28 @@
+"""The shipped matrix of what works where is what really happens."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import vtprune
+from tests.support import JSON, PAGE, page, try_family
+from vtprune.integrations import FAMILIES
+
+
+@pytest.mark.parametrize("name", [family.family for family in FAMILIES])
+def test_matrix(name):
+    """Run `python -m tests.support` after a change of methods or families."""
+    assert json.loads(JSON.read_text())[name] == try_family(name)
+
+
+def test_page():
+    assert page(json.loads(JSON.read_text())) == PAGE.read_text()
+
+
+def test_methods_name_their_families():
+    by_name = {one["name"]: one for one in vtprune.methods()}
+    assert set(by_name["divprune"]["families"]) == {family.family for family in FAMILIES}
+    assert "qwen2_5_vl" not in by_name["tome"]["families"]
+    assert "whole tokens" in by_name["tome"]["refuses"]["qwen2_5_vl"]
