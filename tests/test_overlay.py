@@ -144,6 +144,16 @@ def test_tiled_picture():
     assert coloured_cells(sheet.crop((808, 0, 1608, 800)), 800, 800, 2, 4) == [4]
 
 
+@pytest.mark.parametrize(("size", "across"), [((900, 400), 3), ((400, 900), 2), ((1200, 200), 6)])
+def test_tiles_whose_arrangement_is_not_told(size, across):
+    """Six tiles of one token each, then the thumbnail: they lie as fits the picture best."""
+    maps = tuple(MapReport("tile", (1, 1, 1), (n,)) for n in range(7))
+    picture = PictureReport(0, 0, "image", 7, maps, tuple(range(7)), (1, 4))
+    sheet = draw_overlay(Image.new("RGB", size, (40, 90, 250)), picture)
+    width = (sheet.width - 8) // 2
+    assert coloured_cells(sheet, width, width * size[1] / size[0], 6 // across, across) == [1, 4]
+
+
 def test_a_clip_beside_a_picture():
     reports = [report([0], frames=2), report([1])]
     sheet = draw_overlays([clip(2), Image.new("RGB", (480, 480), "red")], reports, "divprune")
@@ -164,6 +174,3 @@ def test_refusals():
         draw_video_overlay(clip(2), report([0], frames=3))
     with pytest.raises(ValueError, match="region"):
         draw_video_overlay(clip(2), report([0], frames=2), region=(5, 0, 5, 10))
-    maps = tuple(MapReport("tile", (1, 2, 2), tuple(range(4 * n, 4 * n + 4))) for n in range(3))
-    with pytest.raises(ValueError, match="3 tiles"):
-        draw_overlay(picture, PictureReport(0, 0, "image", 12, maps, (), ()))

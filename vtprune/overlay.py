@@ -47,17 +47,17 @@ def draw_overlay(
         A new RGB picture with a caption. Small pictures are enlarged until the cells can be seen.
 
     Raises:
-        ValueError: `picture` is a video or cut into tiles whose places are not known, or `region` covers nothing of the
-            picture.
+        ValueError: `picture` is a video, or `region` covers nothing of the picture.
     """
     if picture.kind != "image":
         raise ValueError("an overlay shows a picture, got the report of a video; use draw_video_overlay.")
-    if len(picture.maps) > 1 and any(part.name == "tile" for part in picture.maps):
-        raise ValueError(f"the overlay of a picture in {len(picture.maps)} tiles is not supported yet.")
+    planes = _planes(picture)
+    if len(planes) > 1 and all(part.name == "tile" for part in picture.maps):
+        planes = _joined(planes, image.width / image.height)
     # A thumbnail and the tiles put together again each cover the whole picture, whatever else is cropped.
-    region = _checked(region if len(picture.maps) == 1 else None, image.size)
-    merged, sides = picture.owner is not None, (SHORTEST, LONGEST // len(picture.maps))
-    panels = [_panel(image, owner[0], kept[0], merged, region, sides) for owner, kept in _planes(picture)]
+    region = _checked(region if len(planes) == 1 else None, image.size)
+    merged, sides = picture.owner is not None, (SHORTEST, LONGEST // len(planes))
+    panels = [_panel(image, owner[0], kept[0], merged, region, sides) for owner, kept in planes]
     return _with_caption(_tiled(panels, len(panels), 8), caption, picture)
 
 
@@ -143,6 +143,22 @@ def _planes(picture: PictureReport) -> list[tuple[np.ndarray, np.ndarray]]:
     stands = np.array(picture.owner if picture.owner is not None else range(picture.tokens))
     owners = [stands[np.array(part.tokens)].reshape(part.grid) for part in picture.maps]
     return [(owner, np.isin(owner, picture.kept)) for owner in owners]
+
+
+def _joined(tiles: list[tuple[np.ndarray, np.ndarray]], aspect: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The tiles of a picture of that aspect (width / height) put together, and its thumbnail, which is the last one.
+
+    Models that are not told how many tiles lie beside one another leave it to be found again: InternVL's processor
+    takes the arrangement whose aspect is nearest to the picture's.
+    """
+    *parts, thumbnail = tiles
+    fitting = [n for n in range(1, len(parts) + 1) if len(parts) % n == 0]
+    across = min(fitting, key=lambda n: abs(aspect - n * n / len(parts)))
+    owner, kept = (
+        np.block([[tile[0] for tile in plane[start : start + across]] for start in range(0, len(plane), across)])[None]
+        for plane in zip(*parts, strict=True)
+    )
+    return [(owner, kept), thumbnail]
 
 
 def _panel(

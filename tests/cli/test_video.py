@@ -1,79 +1,53 @@
-"""`vtprune run --video`: clips that cannot be read, and a clip through a tiny random Qwen2-VL."""
+"""`vtprune run --video`: a clip through a tiny random model of each family, and clips that cannot be read."""
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from tests.processors import VIDEO_PROCESSORS
+from tests.video_models import VIDEO_MODELS, save_model
 from vtprune.evals.clips import draw_clip, make_clip, write_clip
-from vtprune.integrations import FAMILIES
 from vtprune.models import shipped_example
+
+pytest.importorskip("decord")
 
 CLIP, QUESTION = shipped_example("clip-1.mp4")
 
-takes_videos = pytest.mark.skipif(
-    "qwen2_vl" not in {kind for family in FAMILIES for kind in family.model_types},
-    reason="no family that takes videos is supported",
-)
+FAMILIES = tuple(VIDEO_MODELS)
 
 
 @pytest.fixture(scope="session")
-def video_model(tmp_path_factory):
-    """A folder with a random Qwen2-VL; a clip of 112 pixels becomes 4 x 4 tokens for each pair of frames."""
-    folder = tmp_path_factory.mktemp("models") / "random-qwen2-vl"
-    processor = VIDEO_PROCESSORS["qwen2_vl"]()
-    ids = processor.tokenizer.convert_tokens_to_ids
-    config = Qwen2VLConfig(
-        text_config={
-            "vocab_size": len(processor.tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
-            "bos_token_id": ids("<s>"),
-            "eos_token_id": ids("</s>"),
-            "pad_token_id": ids("<pad>"),
-        },
-        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2},
-        image_token_id=processor.image_token_id,
-        video_token_id=processor.video_token_id,
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
-    )
-    torch.manual_seed(0)
-    Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+def video_models(tmp_path_factory):
+    """Folders with a random model of each family; a clip of 112 pixels becomes 4 x 4 tokens for each pair of frames."""
+    return functools.cache(lambda family: save_model(family, tmp_path_factory.mktemp(family)))
 
 
 @pytest.fixture
-def watch(invoke, video_model):
+def watch(invoke, video_models):
     """`vtprune run` about a clip, as JSON."""
 
-    def call(*words, video=CLIP):
-        given = ["--model", video_model, "--video", video, "--prompt", QUESTION, "--max-new-tokens", 2, "--json"]
-        result = invoke("run", *given, *words)
+    def call(family, *words, video=CLIP):
+        given = ["--model", video_models(family), "--video", video, "--prompt", QUESTION, "--max-new-tokens", 2]
+        result = invoke("run", *given, "--json", *words)
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)
 
     return call
 
 
-@takes_videos
-def test_a_clip(watch):
-    found = watch("--keep", "0.25")
-    assert (found["visual_tokens_before"], found["visual_tokens_after"]) == (64, 16)
-    assert [len(kept) for kept in found["kept"]] == [16]
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_clip(watch, family):
+    tokens = {"internvl": 4 * 8, "llava_onevision": 4 * 8 + 1}.get(family, 16 * 4)
+    found = watch(family, "--keep", "12")
+    assert (found["visual_tokens_before"], found["visual_tokens_after"]) == (tokens, pytest.approx(12, abs=1))
+    assert len(found["kept"]) == 1
     assert 0 < found["prefill_flops_after"] < found["prefill_flops_before"]
+    assert 0 < found["kv_bytes_after"] < found["kv_bytes_before"]
     assert found["videos"] == [
         {
             "file": str(CLIP),
@@ -84,35 +58,34 @@ def test_a_clip(watch):
             "duration": 2.0,
         }
     ]
-    everything = watch("--keep", "1.0")
+    everything = watch(family, "--keep", "1.0")
+    assert everything["visual_tokens_after"] == tokens
     assert everything["answer"] == everything["baseline_answer"]
 
 
-@takes_videos
 @pytest.mark.parametrize(
     ("words", "indices"),
     [(("--frames", 4), [0, 2, 5, 7]), (("--fps", 2), [0, 2, 4, 6]), (("--fps", 2, "--frames", 2), [0, 6])],
 )
 def test_sampling(watch, words, indices):
-    found = watch(*words)
+    found = watch("qwen2_vl", *words)
     assert found["videos"][0]["indices"] == indices
     assert found["visual_tokens_before"] == 16 * len(indices) // 2
 
 
-@takes_videos
-def test_overlay_of_a_clip_and_a_picture(watch, picture, tmp_path):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_overlay_of_a_clip_and_a_picture(watch, picture, tmp_path, family):
     overlay = tmp_path / "kept.png"
-    found = watch("--image", picture, "--overlay", overlay)
+    found = watch(family, "--image", picture, "--overlay", overlay)
     assert len(found["kept"]) == 2
     with Image.open(overlay) as sheet:
         assert sheet.format == "PNG"
         assert sheet.width > sheet.height
 
 
-@takes_videos
-def test_two_clips_for_people(invoke, video_model, tmp_path):
+def test_two_clips_for_people(invoke, video_models, tmp_path):
     write_clip(draw_clip(make_clip(3)), tmp_path / "other.mp4")
-    given = ["--model", video_model, "--video", CLIP, "--video", tmp_path / "other.mp4", "--prompt", "x?"]
+    given = ["--model", video_models("qwen2_vl"), "--video", CLIP, "--video", tmp_path / "other.mp4", "--prompt", "x?"]
     result = invoke("run", *given, "--frames", 6, "--max-new-tokens", 1)
     assert result.exit_code == 0, result.output
     assert "video: clip-1.mp4, 6 of 8 frames, 2.0 s" in result.output
