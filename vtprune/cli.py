@@ -305,13 +305,17 @@ def train(
         float | None, typer.Option("--minutes", help="Scale the recipe's phases to this much time in all.")
     ] = None,
 ) -> None:
-    """Train a shipped tiny model from random weights."""
-    if name != "tiny-llava":
-        _fail(f"unknown recipe {name!r}; there is tiny-llava.")
-    from vtprune.evals.train_tiny_llava import train as train_tiny_llava
+    """Train a shipped tiny model: tiny-llava from random weights, the others from tiny-llava."""
+    from vtprune.evals import train_family, train_tiny_llava
 
+    names = ("tiny-llava", *train_family.RECIPES)
+    if name not in names:
+        _fail(f"unknown recipe {name!r}; there are {', '.join(names)}.")
     with _input_errors():
-        train_tiny_llava(out, resume=resume, minutes=minutes)
+        if name == "tiny-llava":
+            train_tiny_llava.train(out, resume=resume, minutes=minutes)
+        else:
+            train_family.train_family(name, out, resume=resume, minutes=minutes)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,17 @@ def test_train_passes_its_options_on(invoke, monkeypatch, tmp_path):
     assert seen == [(tmp_path, {"resume": True, "minutes": 5.0})]
 
 
+def test_train_knows_the_models_that_take_clips(invoke, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(
+        "vtprune.evals.train_family.train_family", lambda name, out, **options: seen.append((name, out, options))
+    )
+    for name in ("tiny-internvl", "tiny-qwen2.5-vl"):
+        assert invoke("train", name, "--out", tmp_path).exit_code == 0
+    expected = {"resume": False, "minutes": None}
+    assert seen == [("tiny-internvl", tmp_path, expected), ("tiny-qwen2.5-vl", tmp_path, expected)]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [(["huge-llava"], "unknown recipe 'huge-llava'"), (["tiny-llava", "--minutes", "0"], "minutes must be > 0")],
