@@ -52,7 +52,8 @@ def test_nothing_stays_behind(family, method):
         assert not torch.equal(model(**x).logits[:1, -1], expected[:1, -1])
         vtprune.remove(model)
     except ValueError as refused:
-        assert "cannot work on" in str(refused)
+        if "cannot work on" not in str(refused):
+            raise
     assert hooks(model) == before
     assert instance_state(model) == attributes
     assert model.loss_function is loss

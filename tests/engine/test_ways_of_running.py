@@ -196,13 +196,12 @@ def test_cache_can_be_cropped_down_to_the_prompt(family, model, inputs):
     vtprune.apply(model, "fastv", keep=0.5)
     out = model.generate(**inputs, max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
     cache = out.past_key_values
-    length = inputs["input_ids"].shape[1]
     follow = model(input_ids=out.sequences[:, -1:], past_key_values=copy.deepcopy(cache)).logits
     model(input_ids=family.row(3).ids[None], past_key_values=cache)
     cache.crop(-3)
     torch.testing.assert_close(model(input_ids=out.sequences[:, -1:], past_key_values=cache).logits, follow, **CLOSE)
     with pytest.raises(ValueError, match="visual tokens were removed"):
-        cache.crop(-(cache.get_seq_length() - length + 10))
+        cache.crop(-(cache.get_seq_length() - 5))
 
 
 @torch.no_grad()
@@ -216,10 +215,12 @@ def test_assisted_decoding_gives_the_same_answer(family, model, inputs, helper):
         pytest.skip(f"transformers cannot do this with the untouched model: {type(error).__name__}")
     if not torch.equal(untouched, model.generate(**inputs, **settings)):
         pytest.skip("transformers gives another answer with the untouched model as well")
-    for name in ("divprune", "fastv"):
-        vtprune.apply(model, name, keep=0.5)
-        expected = model.generate(**inputs, **settings)
-        assert torch.equal(model.generate(**inputs, **settings, **assistant), expected)
+    vtprune.apply(model, "divprune", keep=0.5)
+    expected = model.generate(**inputs, **settings)
+    assert torch.equal(model.generate(**inputs, **settings, **assistant), expected)
+    # Drafted tokens come with the prompt, so that a method that asks the last token hears another one's opinion.
+    vtprune.apply(model, "fastv", keep=0.5)
+    assert model.generate(**inputs, **settings, **assistant).shape == expected.shape
 
 
 @torch.no_grad()
@@ -233,12 +234,14 @@ def test_long_decoding(model, row, inputs):
     assert kept < entered < row.tokens
 
 
+COMPILED = [("llava-clip", "tome"), ("llava_onevision", "divprune"), ("qwen3_vl", "fastv"), ("internvl", "fastv")]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["divprune", "fastv", "tome"])
-def test_compiled_model_gives_the_same_logits(family, model, inputs, name):
+@pytest.mark.parametrize(("family", "name"), COMPILED, ids=lambda x: x)  # compiling takes seconds
+def test_compiled_model_gives_the_same_logits(family, name):
     """Graph breaks are allowed: hooks run outside the compiled graphs."""
-    if family.typed and name == "tome":
-        pytest.skip("cannot merge between its vision blocks")
+    model, inputs = FAMILIES[family].model(), FAMILIES[family].inputs(FAMILIES[family].row(5, IMAGE, 7))
     vtprune.apply(model, name, keep=0.5)
     expected = model(**inputs).logits
     compiled = torch.compile(model, backend="eager")
@@ -266,20 +269,35 @@ def test_offloaded_weights(model, method, inputs, where, tmp_path):
     assert hasattr(offloaded.lm_head, "_hf_hook")
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("bits", [4, 8])
-def test_quantized_weights(family, model, inputs, bits, tmp_path):
-    """The methods decide and remove on quantized linear layers as on others."""
+def quantized_copy(model, folder, bits):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(folder)
     config = BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
-    try:
-        quantized = AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=config, device_map="cpu")
-        expected = quantized(**inputs).logits
-    except Exception as error:
-        pytest.skip(f"the untouched model cannot be loaded and run in {bits} bits here: {error}")
+    return AutoModelForImageTextToText.from_pretrained(folder, quantization_config=config, device_map="cpu")
+
+
+@torch.no_grad()
+def test_8_bit_weights(model, inputs, tmp_path):
+    """The methods decide and remove on quantized linear layers as on others."""
+    quantized = quantized_copy(model, tmp_path, 8)
+    expected = quantized(**inputs).logits
+    check_quantized(quantized, inputs, expected)
+
+
+@torch.no_grad()
+def test_4_bit_weights(tmp_path):
+    """Blocks of 64 weights need a model that is not as tiny as the others."""
+    from vtprune.models import load_model
+
+    quantized = quantized_copy(load_model("tiny-llava").model, tmp_path, 4)
+    ids = torch.cat((prompt(4), torch.full((256,), 3), prompt(3)))
+    inputs = {"input_ids": ids[None], "pixel_values": torch.rand(1, 3, 224, 224)}
+    check_quantized(quantized, inputs, quantized(**inputs).logits)
+
+
+def check_quantized(quantized, inputs, expected):
     for name in ("fastv", "fastervlm"):
         with vtprune.applied(quantized, name, keep=1.0):
             torch.testing.assert_close(quantized(**inputs).logits, expected, **CLOSE)
@@ -288,6 +306,7 @@ def test_quantized_weights(family, model, inputs, bits, tmp_path):
             assert bool(quantized(**inputs).logits.isfinite().all())
 
 
+@pytest.mark.parametrize("family", ["llava-clip", "qwen2_5_vl"], indirect=True)
 def test_peft_model(model, row, inputs):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["q_proj", "k_proj", "v_proj"], init_lora_weights=False)

@@ -29,7 +29,7 @@ class Rows:
         self.removed = 0
         self.valid: Tensor | None = None
         self.shift: Tensor | None = None
-        self.removal_end = 0
+        self.removal_end: Tensor | int = 0
 
     def split(self, leader: int) -> Rows:
         """An independent copy for the layers from `leader` on."""
@@ -115,10 +115,10 @@ class VisualCacheLayer(DynamicLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         tokens = abs(tokens_to_remove)
-        if self.get_seq_length() - tokens < self.rows.removal_end:
+        if self.get_seq_length() - tokens < (least := int(self.rows.removal_end)):
             raise ValueError(
                 f"cannot crop {tokens} tokens: visual tokens were removed among them; a pruned cache can be cropped "
-                f"down to {self.rows.removal_end} of its {self.get_seq_length()} tokens."
+                f"down to {least} of its {self.get_seq_length()} tokens."
             )
         super().crop(tokens_to_remove)
         if self.leads:

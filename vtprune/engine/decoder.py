@@ -68,7 +68,7 @@ class DecoderStep:
         self.batch, self.original_length = inputs.shape[:2]
         self.device = inputs.device
         self.cache: Cache | None = self._cache(arguments)
-        past = self.cache.get_seq_length() if self.cache is not None else 0
+        self.past = past = self.cache.get_seq_length() if self.cache is not None else 0
         self.rows = self._rows()
         self.past_shift = [rows.shift for rows in self.rows]
         self.past_length = [self._physical(i) for i in range(len(self.rows))]
@@ -188,11 +188,12 @@ class DecoderStep:
         self.positions = torch.stack([gather_rows(axis, index) for axis in self.positions])
         if valid is not None:
             self.positions = self.positions.masked_fill(~valid, 0)
-        logical = self.past_length[layer] + self.rows[layer].removed + before
+        # Behind the last slot that leaves, in the slots of this call.
+        behind = torch.where(dropped, self.index + 1, 0).amax()
         for rows in dict.fromkeys(self.rows[layer:]):
             rows.replace_tail(self.batch, self.past_length[rows.leader], length, valid, self.device)
             rows.removed += before - length
-            rows.removal_end = logical
+            rows.removal_end = self.past + behind
             if shift is not None:
                 rows.subtract(shift)
         self.index = gather_rows(self.index, index)

@@ -64,6 +64,10 @@ class EncoderRun:
         self.features: Tensor | None = None  # (tiles, groups, channels)
         self.group_owner: Tensor | None = None  # (tiles, tokens) -> group
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> EncoderRun:
+        # Assisted decoding copies encoder outputs; a finished run does not change, and leads to the whole model.
+        return self
+
     # Between encoder layers.
 
     def see_projection(self, index: int, part: int, parts: int, output: Tensor) -> None:
