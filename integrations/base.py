@@ -69,8 +69,6 @@ class Integration(ABC):
     modalities: ClassVar[tuple[Kind, ...]] = ("image",)
     position_axes: ClassVar[int] = 1
     """Number of coordinates of a position: 1, or 3 (time, row, column) with M-RoPE."""
-    merge: int = 1
-    """Patches per side that make one token."""
     grid_stages: ClassVar[Literal["projector", "language model"]] = "projector"
     """Before what a method that replaces whole grids acts."""
 
@@ -155,6 +153,10 @@ class Integration(ABC):
     def projects_tiles(self) -> bool:
         """Whether the projector is a module of its own that gets (tiles, tokens, channels)."""
         return False
+
+    def patches_per_token(self, call: EncoderCall) -> int:
+        """Patches per side that are joined to one token before the projector."""
+        return 1
 
     # The encoder.
 

@@ -55,6 +55,9 @@ class InternVLIntegration(TileIntegration):
         vision = self.model.config.vision_config
         return vision.image_size[0] // vision.patch_size[0]
 
+    def patches_per_token(self, call: EncoderCall) -> int:
+        return self.merge
+
     def layouts(self, call: EncoderCall) -> list[PictureLayout]:
         side = self.side // self.merge
         one = Map("tile", (1, side, side))
@@ -63,29 +66,12 @@ class InternVLIntegration(TileIntegration):
     def tiles(self, call: EncoderCall) -> int:
         return call.arguments["pixel_values"].shape[0]
 
-    def token_scores(self, scores: Tensor) -> Tensor:
-        return self._blocks_of_patches(scores).mean(-1)
-
     def assemble(self, call: EncoderCall, values: Tensor) -> list[Tensor]:
         return list(values)
 
     def sources(self, call: EncoderCall, like: Tensor) -> list[Tensor]:
         tokens = (self.side // self.merge) ** 2
         return list(torch.arange(len(like) * tokens, device=like.device).view(-1, tokens))
-
-    def owners_on_slots(self, call: EncoderCall, owner: Tensor) -> list[Tensor]:
-        if owner.shape[1] == self.side**2:
-            # Tokens show the same where all of their patches do.
-            tiles = torch.arange(len(owner), device=owner.device)[:, None, None]
-            parts = self._blocks_of_patches(owner)
-            parts = torch.cat((tiles.expand(-1, parts.shape[1], 1), parts), dim=-1)
-            owner = parts.flatten(0, 1).unique(dim=0, return_inverse=True)[1].view(len(owner), -1)
-        return super().owners_on_slots(call, owner)
-
-    def _blocks_of_patches(self, values: Tensor) -> Tensor:
-        """(tiles, patches) as (tiles, tokens, patches of a token)."""
-        n, side = self.merge, self.side // self.merge
-        return values.view(-1, side, n, side, n).transpose(2, 3).reshape(len(values), side**2, n * n)
 
     def pictures(self, row: Tensor, units: Sequence[PictureLayout], input_ids: Tensor | None) -> list[int]:
         slots = row.tolist()

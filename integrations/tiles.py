@@ -116,23 +116,33 @@ class TileIntegration(Integration):
 
     def scores_on_slots(self, call: EncoderCall, scores: list[Tensor]) -> list[Tensor]:
         (per_tile,) = scores
-        tokens = self.token_scores(per_tile[:, self.leading :])
+        tokens = self._blocks(call, per_tile[:, self.leading :]).mean(-1)
         return [x.squeeze(1) for x in self.assemble(call, tokens[..., None])]
 
     def features_on_slots(self, call: EncoderCall, features: Tensor) -> list[Tensor]:
         return self.assemble(call, features)
 
     def owners_on_slots(self, call: EncoderCall, owner: Tensor) -> list[Tensor]:
-        tiles, tokens = owner.shape
+        if owner.shape[1] == self.side**2 and self.patches_per_token(call) > 1:
+            # Tokens show the same where all of their patches do.
+            parts = self._blocks(call, owner)
+            tile = torch.arange(len(owner), device=owner.device)[:, None, None].expand(-1, parts.shape[1], 1)
+            parts = torch.cat((tile, parts), dim=-1)
+            owner = parts.flatten(0, 1).unique(dim=0, return_inverse=True)[1].view(len(owner), -1)
+        tiles, _ = owner.shape
         # Groups of different tiles are different groups.
         numbers = owner + int(owner.max() + 1) * owner.new_tensor(range(tiles))[:, None]
         return [
             torch.where(source < 0, -1, numbers.flatten()[source.clamp_min(0)]) for source in self.sources(call, owner)
         ]
 
-    def token_scores(self, scores: Tensor) -> Tensor:
-        """Scores per patch (tiles, patches) as scores per token (tiles, tokens)."""
-        return scores
+    def _blocks(self, call: EncoderCall, values: Tensor) -> Tensor:
+        """(tiles, patches) as (tiles, tokens, patches of a token)."""
+        n = self.patches_per_token(call)
+        if n == 1:
+            return values[..., None]
+        side = self.side // n
+        return values.view(-1, side, n, side, n).transpose(2, 3).reshape(len(values), side**2, n * n)
 
     @abstractmethod
     def tiles(self, call: EncoderCall) -> int:

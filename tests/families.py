@@ -23,6 +23,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     Qwen2_5_VLConfig,
@@ -33,6 +35,8 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     SiglipVisionConfig,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
 )
 
 PAD, IMAGE_TOKEN, VIDEO_TOKEN, START, END, LINE, FRAME, COLON = range(8)
@@ -232,6 +236,34 @@ def _llava_next() -> Any:
     return LlavaNextForConditionalGeneration(config)
 
 
+def _llava_next_video() -> Any:
+    config = LlavaNextVideoConfig(
+        vision_config=_clip(image_size=32),
+        text_config=LlamaConfig(**TEXT),
+        **IDS,
+        image_grid_pinpoints=_PINPOINTS,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    return LlavaNextVideoForConditionalGeneration(config)
+
+
+def _llava_next_video_item(kind: str, number: int) -> Item:
+    if kind == IMAGE:
+        return _llava_next_item(kind, number)
+    return Item(kind, torch.full((3 * 4,), VIDEO_TOKEN), {"pixel_values_videos": pixels(1, 3, 3, 32, 32, seed=number)})
+
+
+def _vipllava() -> Any:
+    config = VipLlavaConfig(
+        vision_config=_clip(),
+        text_config=LlamaConfig(**TEXT),
+        image_token_index=IMAGE_TOKEN,
+        vision_feature_layers=[-2, -3, 1],
+    )
+    return VipLlavaForConditionalGeneration(config)
+
+
 def _tiles(number: int) -> tuple[Tensor, dict[str, Tensor], tuple[int, int], tuple[int, int]]:
     from transformers.image_processing_utils import select_best_resolution
 
@@ -376,7 +408,9 @@ FAMILIES = {
     for family in (
         Family("llava-clip", lambda: _llava(_clip(), "default", -2), _llava_item),
         Family("llava-siglip", lambda: _llava(_siglip(), "full", -1), _llava_item),
+        Family("vipllava", _vipllava, _llava_item),
         Family("llava_next", _llava_next, _llava_next_item),
+        Family("llava_next_video", _llava_next_video, _llava_next_video_item, BOTH),
         Family("llava_onevision", _llava_onevision, _llava_onevision_item, BOTH),
         Family("qwen2_vl", _qwen2_vl, _qwen_item, BOTH, typed=True),
         Family("qwen2_5_vl", _qwen2_5_vl, _qwen2_5_item, BOTH, typed=True),

@@ -16,6 +16,7 @@ from tests.cases import SPECIAL
 from tests.families import FAMILIES, IMAGE, VIDEO, Family
 from tests.reference import reference, run
 from vtprune.integrations import FAMILIES as INTEGRATIONS
+from vtprune.integrations import UNSUPPORTED
 from vtprune.methods import get_method, method_names
 
 ROOT = Path(__file__).parents[1]
@@ -66,9 +67,9 @@ def page(tried: Tried) -> str:
     lines = [
         "# What works where",
         "",
-        "Made by `python -m tests.support`, which runs every method on a tiny random model of every family and compares",
-        "the logits with a plain loop over the decoder's layers that drops the same tokens; `make test` compares this",
-        "page with a new run. Each cell: pictures / videos.",
+        "Made by `python -m tests.support`, which runs every method on a tiny random model of every family, compares the",
+        "logits with a plain loop over the decoder's layers that drops the same tokens, and writes down what it finds;",
+        "`make test` compares this page with a new run. Each cell: pictures / videos.",
         "",
         "| method | " + " | ".join(families) + " |",
         "|---|" + "---|" * len(families),
@@ -89,6 +90,8 @@ def page(tried: Tried) -> str:
     kinds = {family.family: family.model_types for family in INTEGRATIONS}
     lines += ["", "## Families", "", "| family | model types of transformers |", "|---|---|"]
     lines += [f"| {family} | {', '.join(kinds[family])} |" for family in families]
+    lines += ["", "Not supported, and refused when a method is applied:", ""]
+    lines += [f"- {kind}: {reason}" for kind, reason in UNSUPPORTED.items()]
     return "\n".join(lines) + "\n"
 
 

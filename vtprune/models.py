@@ -141,14 +141,10 @@ def _load_random(name: str, device: str, dtype: str, attention: str | None) -> L
 
 
 def _check_supported(name: str, model_type: str) -> None:
-    from vtprune.integrations import FAMILIES
+    from vtprune.integrations import supported_model_types, unsupported
 
-    supported = sorted(kind for family in FAMILIES for kind in family.model_types)
-    if model_type not in supported:
-        raise ValueError(
-            f"model {name!r} (model type {model_type!r}) is not supported yet; supported model types: "
-            f"{', '.join(supported)}."
-        )
+    if model_type not in supported_model_types():
+        raise ValueError(f"model {name!r} {unsupported(model_type)}")
 
 
 def _without_hub(source: str) -> bool:

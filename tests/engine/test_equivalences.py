@@ -44,7 +44,8 @@ def test_prefill_equals_the_bare_model(model, family, method):
         assert report.visual_tokens_after == len(slots) - row.text == sum(len(p.kept) for p in report.pictures)
         assert [p.index for p in report.pictures] == list(range(len(row.items)))
         assert [p.kind for p in report.pictures] == [item.kind for item in row.items]
-        if method[0] != "tome" or family.name != "internvl":  # there only equal tokens can leave the prompt
+        # Where several patches make a token, a merge of patches only lets tokens go that have become equal.
+        if method[0] != "tome" or family.name not in ("internvl", "llava_next_video"):
             assert report.visual_tokens_after < report.visual_tokens_before
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 import vtprune
 from tests.support import JSON, PAGE, page, try_family
-from vtprune.integrations import FAMILIES
+from vtprune.integrations import FAMILIES, UNSUPPORTED
 
 
 @pytest.mark.parametrize("name", [family.family for family in FAMILIES])
@@ -19,6 +20,16 @@ def test_matrix(name):
 
 def test_page():
     assert page(json.loads(JSON.read_text())) == PAGE.read_text()
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_other_families_refuse(kind):
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind))
+    with pytest.raises(ValueError, match=rf"model type '{kind}'\) is not supported: it"):
+        vtprune.apply(model, "divprune", keep=0.5)
 
 
 def test_methods_name_their_families():

@@ -43,6 +43,7 @@ class EncoderRun:
         self.integration = integration
         self.chain = chain
         self.call = call
+        self.joins_patches = integration.patches_per_token(call) > 1
         self.events: list[Event] = []
         self.layer_tokens: dict[int, tuple[int, int]] = {}
         self.projected_tokens = 0
@@ -116,7 +117,7 @@ class EncoderRun:
         return first - int(self.integration.has_cls)
 
     def spread(self, hidden: Tensor) -> Tensor:
-        """Copy the features of merged patches back to all patches, where several patches make a token."""
+        """Copy the features of merged patches back to all patches, where several are about to be joined to a token."""
         if self.token_owner is None or hidden.shape[1] == self.token_owner.shape[1]:
             return hidden
         return gather_rows(hidden, self.token_owner)
@@ -125,7 +126,7 @@ class EncoderRun:
 
     def before_projector(self, features: Tensor) -> Tensor:
         """Take over what is about to enter the projector, (tiles, groups, channels); returns what it is to see."""
-        if self.token_owner is not None and self.integration.merge == 1:
+        if self.token_owner is not None and not self.joins_patches:
             lead = self.integration.leading
             self.group_owner = self.token_owner[:, lead:] - lead
         self.features = features
@@ -137,7 +138,7 @@ class EncoderRun:
     def _replace(self, stage: ChainStage, features: Tensor) -> None:
         grid = self.integration.layouts(self.call)[0].maps[0].grid
         tiles, tokens, _ = features.shape
-        decision = stage.decide(Pictures(grid if grid[1] * grid[2] == tokens else None, features))
+        decision = stage.decide(Pictures((1, *grid[1:]) if grid[1] * grid[2] == tokens else None, features))
         if decision is None:
             self.events.append(Event(stage, None, tiles * tokens, tiles * tokens))
             return

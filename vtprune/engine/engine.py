@@ -169,7 +169,7 @@ class Engine:
 
     def _leave_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         run = self.local.encoding
-        if run is None or run.token_owner is None or self.integration.merge == 1:
+        if run is None or run.token_owner is None or not run.joins_patches:
             return
         output.last_hidden_state = run.spread(output.last_hidden_state)
         if output.hidden_states is not None:

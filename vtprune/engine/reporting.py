@@ -123,7 +123,13 @@ class Prefill:
     def _notes(self) -> tuple[str, ...]:
         acted = {event.stage.method for event in self.events}
         idle = [name for name in dict.fromkeys(self.chain.names) if name not in acted]
-        return tuple(f"{name} removed nothing." for name in idle)
+        notes = [f"{name} removed nothing." for name in idle]
+        if any(run.joins_patches and run.token_owner is not None for run in self.runs):
+            notes.append(
+                "several patches make a token in this family: merged patches save work in the encoder, and only tokens "
+                "that have become equal leave the prompt."
+            )
+        return tuple(notes)
 
 
 def _place(event: Event) -> PlaceReport:
