@@ -85,6 +85,6 @@ def supported_model_types() -> list[str]:
 
 
 def unsupported(model_type: str | None) -> str:
-    """What to tell about a model type that is not supported: "(model type 'x') is not supported: why; supported: ..."."""
+    """What to tell about a model type that is not supported: that it is not, why, and what is."""
     reason = f": {UNSUPPORTED[model_type]}" if model_type in UNSUPPORTED else ""
     return f"(model type {model_type!r}) is not supported{reason}; supported: {', '.join(supported_model_types())}."

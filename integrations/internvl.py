@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,7 +80,7 @@ class InternVLIntegration(TileIntegration):
         if not visual:
             return []
         counts, gaps = [1], []  # tiles of each picture; the text before each but the first: its first slot and end
-        for before, here in zip(visual, visual[1:], strict=False):
+        for before, here in itertools.pairwise(visual):
             if here > before + 1:
                 counts.append(1)
                 gaps.append((before + 1, here))

@@ -105,7 +105,7 @@ class PictureLayout:
         cells = torch.full((self.slots, 5), -1)
         tiles = 0
         for number, one in enumerate(self.maps):
-            frames, rows, columns = one.grid
+            _, rows, columns = one.grid
             slots = one.slots()
             raster = torch.arange(one.tokens)
             cells[slots, 0] = number

@@ -116,7 +116,7 @@ class Qwen2VLIntegration(Integration):
         return torch.arange(int(grids.prod(-1).sum()) // self.merge**2)
 
 
-class Qwen2_5_VLIntegration(Qwen2VLIntegration):  # noqa: N801
+class Qwen2_5_VLIntegration(Qwen2VLIntegration):
     """`Qwen2_5_VLForConditionalGeneration`: most vision blocks look at windows only, and run in the order of these."""
 
     family = "qwen2_5_vl"

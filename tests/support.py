@@ -67,7 +67,7 @@ def page(tried: Tried) -> str:
     lines = [
         "# What works where",
         "",
-        "Made by `python -m tests.support`, which runs every method on a tiny random model of every family, compares the",
+        "Made by `python -m tests.support`, which runs every method on a tiny random model of every family, compares",
         "logits with a plain loop over the decoder's layers that drops the same tokens, and writes down what it finds;",
         "`make test` compares this page with a new run. Each cell: pictures / videos.",
         "",

@@ -56,7 +56,7 @@ class ToDRE(Method):
         check_number("tau", self.tau, 0, 1)
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
-        """A selection at the encoder's output (per tile and frame), and exits at the inputs of the decoder layers l_min + 1 to l_max + 1."""
+        """A selection on every tile and frame, and exits at the inputs of the decoder layers l_min + 1 to l_max + 1."""
         asked = {"projected"} if self.features == "projected" else set()
         if self.init == "cls":
             asked.add("encoder_attention")
