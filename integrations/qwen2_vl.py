@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Qwen2VLIntegration(Integration):
     """
 
     family = "qwen2_vl"
-    model_types: tuple[str, ...] = ("qwen2_vl",)
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     modalities = ("image", "video")
     position_axes = 3
     grid_stages = "language model"
@@ -86,7 +86,7 @@ class Qwen2VLIntegration(Integration):
         batches = [(length, len(list(same))) for length, same in itertools.groupby(lengths)]
         parts = [x.split([length * count for length, count in batches]) for x in (queries, keys)]
         return [
-            tuple(x.unflatten(0, (count, length)).transpose(1, 2) for x in pair)  # type: ignore[misc]
+            tuple(x.unflatten(0, (count, length)).transpose(1, 2) for x in pair)
             for pair, (length, count) in zip(zip(*parts, strict=True), batches, strict=True)
         ]
 

@@ -176,7 +176,7 @@ def collate(items: list[Item]) -> dict[str, Tensor]:
         parts = [item.data[name] for item in items if name in item.data]
         most = max(part.shape[1] if part.ndim == 5 else 0 for part in parts)
         if most and name == "pixel_values":  # tiles are padded to the picture with the most
-            parts = [torch.nn.functional.pad(p, (0,) * 6 + (0, 0)[:0] + (0, most - p.shape[1])) for p in parts]
+            parts = [torch.nn.functional.pad(p, (0, 0) * 3 + (0, most - p.shape[1])) for p in parts]
         made[name] = torch.cat(parts)
     return made
 
@@ -299,7 +299,7 @@ def _llava_onevision() -> Any:
     config = LlavaOnevisionConfig(
         vision_config=_siglip(image_size=32),
         text_config=Qwen2Config(**TEXT),
-        **IDS | {"image_token_id": IMAGE_TOKEN},
+        **IDS,
         image_grid_pinpoints=_PINPOINTS,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",

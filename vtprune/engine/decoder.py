@@ -95,8 +95,8 @@ class DecoderStep:
             self.picture, self.token = self.layout.picture.to(self.device), self.layout.token.to(self.device)
             if self.layout.newlines is not None:
                 self.newline, self.line = self.layout.newlines.to(self.device), self.layout.lines.to(self.device)
-            mask: Tensor | None = arguments.get("visual_pos_masks")
-            self.deepstack = None if mask is None else DeepStackRows(mask)
+            visual: Tensor | None = arguments.get("visual_pos_masks")
+            self.deepstack = None if visual is None else DeepStackRows(visual)
             self.selected, self.events = decide(self.chain, self.layout, arguments)
             drop = leaving(self.layout, self.selected)
         for rows in dict.fromkeys(self.rows):
@@ -193,17 +193,14 @@ class DecoderStep:
         for rows in dict.fromkeys(self.rows[layer:]):
             rows.replace_tail(self.batch, self.past_length[rows.leader], length, valid, self.device)
             rows.removed += before - length
-            rows.removal_end = self.past + behind
+            rows.removal_end = torch.maximum(behind + self.past, torch.as_tensor(rows.removal_end).to(behind))
             if shift is not None:
                 rows.subtract(shift)
-        self.index = gather_rows(self.index, index)
-        if self.picture is not None and self.token is not None:
-            self.picture = gather_rows(self.picture, index)
-            self.token = gather_rows(self.token, index)
-            if valid is not None:
-                self.picture = self.picture.masked_fill(~valid, -1)
-        if self.newline is not None and self.line is not None:
-            self.newline, self.line = gather_rows(self.newline, index), gather_rows(self.line, index)
+        for name in ("index", "picture", "token", "newline", "line"):
+            if (on_slots := getattr(self, name)) is not None:
+                setattr(self, name, gather_rows(on_slots, index))
+        if self.picture is not None and valid is not None:
+            self.picture = self.picture.masked_fill(~valid, -1)
         if self.deepstack is not None:
             self.deepstack.compact(index)
         for captured in self.captured.values():

@@ -129,20 +129,20 @@ class _Batch:
         return [(torch.stack(slots), grid) for (_, grid), slots in alike.items()]
 
     def _act_on(self, stage: ChainStage, slots: Tensor, grid: Grid | None) -> None:
-        parts, tokens = slots.shape
-        alive = self._on(self.alive, slots)
+        # Which slots, of which picture: (parts of all pictures, tokens).
+        where = slots.repeat(len(self.pictures), 1)
+        number = torch.arange(len(self.pictures), device=self.device).repeat_interleave(len(slots))[:, None]
+        alive = self.alive[number, where]
+        if bool(alive.all()):
+            self._decide(stage, number, where, grid)
+            return
+        # Later stages see only what earlier ones kept; parts that keep equally many are decided together.
         counts = alive.sum(1)
-        for count in [tokens] if bool(alive.all()) else counts.unique().tolist():
-            if count == 0:
-                continue
-            chosen = None if count == tokens and bool(alive.all()) else (counts == count).nonzero().squeeze(1)
-            index = None if chosen is None else compact_index(alive[chosen])[0]
-            # Which slots, of which picture: (parts of all pictures, tokens).
-            where = slots.repeat(len(self.pictures), 1)
-            number = torch.arange(len(self.pictures), device=self.device).repeat_interleave(parts)[:, None]
-            if chosen is not None and index is not None:
-                where, number = where[chosen].gather(1, index), number[chosen]
-            self._decide(stage, number, where, grid if chosen is None else None)
+        for count in counts.unique().tolist():
+            if count:
+                chosen = (counts == count).nonzero().squeeze(1)
+                index, _ = compact_index(alive[chosen])
+                self._decide(stage, number[chosen], where[chosen].gather(1, index), None)
 
     def _decide(self, stage: ChainStage, number: Tensor, where: Tensor, grid: Grid | None) -> None:
         def pick(x: Tensor | None) -> Tensor | None:
@@ -177,6 +177,8 @@ class _Batch:
         for i, level in enumerate(self.levels):
             x = level[number, where]
             again = decision if i == 0 else stage.decide(Pictures(grid, x))
+            if not isinstance(again, Replace):
+                raise TypeError(f"{stage.method}: a stage that needs the grid must decide alike on all features.")
             self.levels[i] = level.index_put((number, where.gather(1, first)), again.features.to(level.dtype))
         if self.owner is None:
             self.owner = torch.arange(self.layout.slots, device=self.device).repeat(len(self.pictures), 1)
@@ -184,10 +186,6 @@ class _Batch:
         self.alive = self.alive.index_put((number, where), first.gather(1, owner) == tokens)
         self.replaced = True
         self.encoded = None  # belongs to tokens that are no more
-
-    def _on(self, values: Tensor, slots: Tensor) -> Tensor:
-        """Values (pictures, slots) on parts: (pictures * parts, tokens)."""
-        return values[:, slots].flatten(0, 1)
 
 
 def living(lines: Tensor, alive: Tensor) -> Tensor:
