@@ -42,15 +42,26 @@ def model(kind, built):
     vtprune.remove(model)
 
 
-@pytest.fixture(params=CASES, ids=IDS)
-def method(request, model):
-    """Name and parameters of a method that works on the model; the others are `test_support.py`'s."""
+def working(case, model):
+    """The case if it works on the model; the others are `test_support.py`'s."""
     try:
-        with vtprune.applied(model, request.param[0], **request.param[1]):
+        with vtprune.applied(model, case[0], **case[1]):
             pass
     except ValueError as error:
         pytest.skip(str(error))
-    return request.param
+    return case
+
+
+@pytest.fixture(params=[case for case in CASES if "positions" not in case[1]], ids=lambda case: case[0])
+def method(request, model):
+    """Name and parameters of a method, with the position rule that it comes with."""
+    return working(request.param, model)
+
+
+@pytest.fixture(params=CASES, ids=IDS)
+def variant(request, model):
+    """Name and parameters of a method, with its own and with another position rule."""
+    return working(request.param, model)
 
 
 @pytest.fixture

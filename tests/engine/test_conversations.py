@@ -35,13 +35,13 @@ def turn(model, family, rows, asked, cache):
 
 @torch.no_grad()
 @pytest.mark.parametrize("padded", [False, True], ids=["even", "padded"])
-def test_three_turns_with_a_new_picture_in_the_second(model, family, method, padded):
+def test_three_turns_with_a_new_picture_in_the_second(model, family, variant, padded):
     rows = [family.row(5, IMAGE, 7, seed=1)] + ([family.row(3, IMAGE, 2, seed=3)] if padded else [])
     # What is added must be equally long in all rows: padding between turns is nobody's business.
     second = [family.row(2, IMAGE, 4, seed=5), family.row(2, IMAGE, 4, seed=5)][: len(rows)]
     third = [family.row(6, seed=6), family.row(6, seed=7)][: len(rows)]
     numbers = range(len(rows))
-    with vtprune.applied(model, method[0], **method[1]):
+    with vtprune.applied(model, variant[0], **variant[1]):
         with feeding(model) as seen:
             out = turn(model, family, rows, tuple(rows), None)
         decided = [decisions(model, row, i) for i, row in enumerate(rows)]

@@ -35,9 +35,9 @@ def prompts(family):
 
 
 @torch.no_grad()
-def test_prefill_equals_the_bare_model(model, family, method):
+def test_prefill_equals_the_bare_model(model, family, variant):
     for row in prompts(family):
-        (decided,), (fed,), logits, report = run(model, family, method, row)
+        (decided,), (fed,), logits, report = run(model, family, variant, row)
         expected, slots = reference(model, family, row, decided, fed)
         torch.testing.assert_close(logits, expected, **CLOSE)
         assert report.visual_tokens_before == row.tokens == sum(p.tokens for p in report.pictures)
@@ -45,7 +45,7 @@ def test_prefill_equals_the_bare_model(model, family, method):
         assert [p.index for p in report.pictures] == list(range(len(row.items)))
         assert [p.kind for p in report.pictures] == [item.kind for item in row.items]
         # Where several patches make a token, a merge of patches only lets tokens go that have become equal.
-        if method[0] != "tome" or family.name not in ("internvl", "llava_next_video"):
+        if variant[0] != "tome" or family.name not in ("internvl", "llava_next_video"):
             assert report.visual_tokens_after < report.visual_tokens_before
 
 
@@ -65,9 +65,9 @@ def test_selection_feeds_the_features_as_they_are(model, family, method):
 
 
 @torch.no_grad()
-def test_removing_between_layers_equals_masking(model, family, method):
+def test_removing_between_layers_equals_masking(model, family, variant):
     row = family.row(5, IMAGE, 7)
-    (decided,), (fed,), _, _ = run(model, family, method, row)
+    (decided,), (fed,), _, _ = run(model, family, variant, row)
     if not decided.cuts or decided.compact_cuts:
         pytest.skip("removes nothing between decoder layers at original positions")
     if fed.deep and min(decided.cuts) < len(fed.deep):
@@ -127,10 +127,10 @@ def test_text_only_prompt_is_untouched(model, family, method):
 
 
 @torch.no_grad()
-def test_cached_decoding_equals_recomputing(model, family, method):
+def test_cached_decoding_equals_recomputing(model, family, variant):
     new = 6
     for row in prompts(family)[:: 2 if VIDEO in family.kinds else 1]:
-        with vtprune.applied(model, method[0], **method[1]), feeding(model) as seen:
+        with vtprune.applied(model, variant[0], **variant[1]), feeding(model) as seen:
             out = model.generate(
                 **family.inputs(row),
                 max_new_tokens=new,
@@ -203,10 +203,10 @@ def test_several_returned_sequences(pruned, family):
 
 
 @torch.no_grad()
-def test_plain_forward_on_the_kept_cache_counts_on(model, family, method):
+def test_plain_forward_on_the_kept_cache_counts_on(model, family, variant):
     """Without position ids, a call on the cache goes on at the logical length, as generate does."""
     row, more = family.row(5, IMAGE, 7), family.row(4, seed=5)
-    with vtprune.applied(model, method[0], **method[1]), feeding(model) as seen:
+    with vtprune.applied(model, variant[0], **variant[1]), feeding(model) as seen:
         cache = model(**family.inputs(row), use_cache=True).past_key_values
         assert cache.get_seq_length() == len(row.ids)
         decided = decisions(model, row)
