@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,7 @@ class InternVLIntegration(TileIntegration):
 
     The model gets tiles and is not told which belong together: tiles without text between them are one picture. The
     frames of a video are pictures of one tile with a label ("Frame1: ") before each; one-tile pictures whose labels
-    begin and end alike are taken for the frames of one video.
+    count up from one are taken for the frames of one video.
     """
 
     family = "internvl"
@@ -93,7 +94,7 @@ class InternVLIntegration(TileIntegration):
 
 
 def _join_frames(tiles: list[int], gaps: list[list[int]], opening: list[int]) -> list[int]:
-    """Units per picture, with labelled one-tile pictures in a row joined to videos.
+    """Units per picture, with one-tile pictures whose labels count up from one ("Frame1: ") joined to videos.
 
     Args:
         tiles: Units of each picture.
@@ -101,19 +102,51 @@ def _join_frames(tiles: list[int], gaps: list[list[int]], opening: list[int]) ->
         opening: Token ids before the first picture.
     """
     joined = [tiles[0]]
-    label: list[int] | None = None  # of the video that is being joined
+    video: _Label | None = None
     for i, gap in enumerate(gaps):
-        # A gap: the end of one picture, a label, the start of the next. Without a label, two or three tokens.
-        labelled = 4 <= len(gap) <= _LONGEST_LABEL and tiles[i] == tiles[i + 1] == 1
-        if label is None:
-            before = opening if i == 0 else gaps[i - 1]
-            labelled = labelled and before[-1:] == gap[-1:] and gap[2] in before
+        # A gap: the end of one picture, a line break, a label, the start of the next picture.
+        short = tiles[i] == tiles[i + 1] == 1 and 4 <= len(gap) <= _LONGEST_LABEL
+        label = gap[2:] if short else []
+        if video is not None and video.number(label) != joined[-1] + 1:
+            video = None
+        elif video is None and label:
+            video = _Label.learn(opening if i == 0 else gaps[i - 1], label)
         else:
-            labelled = labelled and label[:3] == gap[:3] and label[-1:] == gap[-1:]
-        if labelled:
-            joined[-1] += 1
-            label = gap
-        else:
+            video = video if label else None
+        if video is None:
             joined.append(tiles[i + 1])
-            label = None
+        else:
+            joined[-1] += 1
     return joined
+
+
+@dataclasses.dataclass(frozen=True)
+class _Label:
+    """What the labels of frames have in common, in token ids: all but a number in digits."""
+
+    before: list[int]
+    behind: list[int]
+    zero: int
+
+    @staticmethod
+    def learn(text: list[int], second: list[int]) -> _Label | None:
+        """From the text that ends with the first label, and the second label; None if they are no 1 and 2."""
+        if second[0] not in text:
+            return None
+        first = text[len(text) - 1 - text[::-1].index(second[0]) :]
+        if len(first) != len(second):
+            return None
+        differ = [place for place, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
+        # Digits have consecutive ids.
+        if len(differ) != 1 or second[differ[0]] != first[differ[0]] + 1:
+            return None
+        return _Label(first[: differ[0]], first[differ[0] + 1 :], first[differ[0]] - 1)
+
+    def number(self, label: list[int]) -> int | None:
+        """The number on a label; None if it is another text."""
+        end = len(label) - len(self.behind)
+        digits = [token - self.zero for token in label[len(self.before) : end]]
+        fits = label[: len(self.before)] == self.before and label[max(end, 0) :] == self.behind
+        if not fits or not digits or not all(0 <= digit <= 9 for digit in digits):
+            return None
+        return int("".join(map(str, digits)))

@@ -189,6 +189,17 @@ def test_beam_search_equals_beam_search_without_a_cache_or_padding(pruned, famil
 
 
 @torch.no_grad()
+def test_beam_search_over_a_video(pruned, family):
+    if VIDEO not in family.kinds:
+        pytest.skip("takes no videos")
+    rows = [family.row(2, VIDEO, 5, seed=1), family.row(2, IMAGE, 1, VIDEO, 3, seed=3)]
+    settings = dict(num_beams=2, max_new_tokens=4, do_sample=False)
+    together = pruned.generate(**family.inputs(*rows), **settings)[:, -4:]
+    for i, row in enumerate(rows):
+        assert torch.equal(together[i], pruned.generate(**family.inputs(row), **settings)[0, -4:])
+
+
+@torch.no_grad()
 def test_several_returned_sequences(pruned, family):
     # Older transformers mixes up the pictures of a row that has several, with or without vtprune.
     second = (2, IMAGE, 1, IMAGE, 3) if ENCODES_FIRST else (2, IMAGE, 4)

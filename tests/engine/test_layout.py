@@ -107,6 +107,7 @@ def test_internvl_tells_tiles_pictures_and_frames_apart():
         ((2, IMAGE, 0, IMAGE, 3), [("image", 3), ("image", 1)]),
         ((2, VIDEO, 1, VIDEO, 3), [("video", 3), ("video", 3)]),
         ((2, IMAGE, 1, VIDEO, 2, IMAGE), [("image", 3), ("video", 3), ("image", 2)]),
+        ((2, VIDEO, 0, VIDEO, 3), [("video", 3), ("video", 3)]),
     ]:
         layout = layout_of(family, model, family.row(*parts))
         found = [(p.layout.kind, len(p.units)) for p in layout.pictures]

@@ -176,8 +176,9 @@ class EncoderRun:
         self.projections = {}
 
     def time_frames(self, seconds: Sequence[float]) -> None:
-        """Note the time from frame to frame of every video."""
-        self.units = [dataclasses.replace(unit, seconds=float(t)) for unit, t in zip(self.units, seconds, strict=True)]
+        """Note the time from frame to frame of every video; a beam search repeats them."""
+        times = seconds[:: max(len(seconds) // max(len(self.units), 1), 1)]
+        self.units = [dataclasses.replace(x, seconds=float(t)) for x, t in zip(self.units, times, strict=True)]
 
     def _received_attention(self) -> list[Tensor]:
         """Attention that each patch received in the scored block, batches of (sequences, patches)."""
