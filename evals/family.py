@@ -24,7 +24,7 @@ from vtprune.evals.teacher import Teacher
 CLIP_QUESTIONS, CLIP_SLOT = 6, 30
 """Slots per clip, and tokens per slot."""
 
-MIDDLE = 2
+MIDDLE = 3
 """The decoder layer whose states are asked for places."""
 
 _TRIES = 80
@@ -66,10 +66,12 @@ class Family(ABC):
     Attributes:
         name: Name of the model.
         first_seed: Where its training pictures and clips begin.
+        sees_motion: Whether the tower sees several frames of a clip at once.
     """
 
     name: str
     first_seed: int
+    sees_motion: bool = False
 
     @abstractmethod
     def new_model(self, llava: LlavaForConditionalGeneration, seed: int = 0) -> Any:
@@ -139,7 +141,8 @@ class FamilyStudent(nn.Module):
         tower.config._attn_implementation = PLAIN
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.teacher = Teacher(tower.config.hidden_size, model.config.text_config.hidden_size)
+            widths = tower.config.hidden_size, model.config.text_config.hidden_size
+            self.teacher = Teacher(*widths, motion=family.sees_motion)
 
     def forward(self, batch: Batch, questions: bool = True) -> Output:
         """Look at a batch and, unless the questions are left out, predict the answers."""

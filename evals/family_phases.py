@@ -33,18 +33,43 @@ class FamilyPhase(Phase):
             raise ValueError(f"heads must be three numbers >= 0, got {self.heads}")
 
 
-_JOINT: dict[str, Any] = dict(
-    pictures=16, shares=(0.8, 0.9, 1.0, 2.2, 0.7, 1.2), token_weights=LEFT_AND_RIGHT, characters=0.75
-)
+_SHARES = (0.8, 0.9, 1.0, 2.2, 0.7, 1.2)
+_TOWER: dict[str, Any] = dict(pictures=16, questions=0, characters=0.75, warmup=60, final=1.0)
+_ASKED: dict[str, Any] = dict(learning_rate=2.2e-3, shares=_SHARES, token_weights=LEFT_AND_RIGHT, characters=0.75)
 
 INTERNVL_PHASES: tuple[FamilyPhase, ...] = (
-    FamilyPhase("tower", 7, pictures=16, learning_rate=2.2e-3, questions=0, characters=0.75, warmup=60, final=1.0),
-    FamilyPhase("pictures", 7, learning_rate=2.2e-3, tower_factor=0.6, warmup=50, final=1.0, clips=0.1, **_JOINT),
-    FamilyPhase("clips", 30, learning_rate=2.2e-3, tower_factor=0.6, final=0.05, clips=0.3, goes_on=True, **_JOINT),
+    FamilyPhase("tower", 6, learning_rate=2.2e-3, **_TOWER),
+    FamilyPhase("answers", 7, pictures=16, tower_factor=0.6, warmup=50, final=1.0, clips=0.15, **_ASKED),
+    FamilyPhase("end", 3, pictures=16, tower_factor=0.6, warmup=1, final=0.04, clips=0.08, goes_on=True, **_ASKED),
 )
+"""The phases of the shipped tiny-internvl, in minutes of one core."""
 
 QWEN_PHASES: tuple[FamilyPhase, ...] = (
-    FamilyPhase("tower", 7, pictures=16, learning_rate=2.4e-3, questions=0, characters=0.75, warmup=60, final=1.0),
-    FamilyPhase("pictures", 7, learning_rate=2.2e-3, tower_factor=0.7, warmup=50, final=1.0, goes_on=True, **_JOINT),
-    FamilyPhase("clips", 30, learning_rate=2.2e-3, tower_factor=0.7, final=0.05, clips=0.4, goes_on=True, **_JOINT),
+    FamilyPhase("tower", 5.5, learning_rate=2.4e-3, **_TOWER),
+    FamilyPhase("answers", 3.5, pictures=16, tower_factor=0.7, warmup=50, final=1.0, goes_on=True, **_ASKED),
+    FamilyPhase(
+        "clips",
+        25,
+        tower_factor=0.8,
+        warmup=1,
+        final=1.0,
+        clips=0.6,
+        goes_on=True,
+        pictures=32,
+        clips_per_step=20,
+        **_ASKED,
+    ),
+    FamilyPhase(
+        "end",
+        15,
+        tower_factor=1.0,
+        warmup=1,
+        final=0.05,
+        clips=0.5,
+        goes_on=True,
+        pictures=32,
+        clips_per_step=20,
+        **_ASKED,
+    ),
 )
+"""The phases of the shipped tiny-qwen2.5-vl, in minutes of one core."""

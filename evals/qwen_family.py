@@ -39,7 +39,9 @@ from vtprune.evals.tiny_qwen2_5_vl import (
 )
 
 SHAPES: tuple[tuple[int, int], ...] = (
-    *[(GRID, GRID)] * 9,
+    *[(GRID, GRID)] * 6,
+    *[(10, 10)] * 6,
+    *[(12, 12), (8, 8)] * 3,
     *((14, 14), (18, 18), (20, 20), (12, 20), (20, 12), (14, 18), (18, 14), (12, 16), (16, 20)),
 )
 """Rows and columns of patches of training pictures, one of which is drawn for each batch."""
@@ -50,10 +52,11 @@ _HIDDEN = -1e4
 
 
 class QwenFamily(Family):
-    """tiny-qwen2.5-vl: scenes of 168 to 280 px per side, clips of two frames per step."""
+    """tiny-qwen2.5-vl: scenes of 112 to 280 px per side, clips of two frames per step."""
 
     name = "tiny-qwen2.5-vl"
     first_seed = 60_000_000
+    sees_motion = True
 
     def new_model(self, llava: LlavaForConditionalGeneration, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
         """See `new_qwen`."""

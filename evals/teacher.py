@@ -32,7 +32,7 @@ _NUMBERS = (SAME_SHAPE, SAME_COLOUR, OBJECTS)
 _WHERE = (QUADRANT,)
 _MOTION = (DIRECTION, RANK)
 _BACKGROUND, _UNPRINTED, _CENTRE_WEIGHT = 0.15, 0.3, 4.0
-_CHARACTER_SHARE, _OFFSET_SHARE, _NUMBER_SHARE, _PLACE_SHARE = 2.0, 2.0, 0.5, 3.0
+_CHARACTER_SHARE, _OFFSET_SHARE, _NUMBER_SHARE, _PLACE_SHARE, _CLIP_SHARE = 2.0, 2.0, 0.5, 3.0, 2.0
 
 
 class _Head(nn.Module):
@@ -56,18 +56,21 @@ class Teacher(nn.Module):
     Args:
         tower: Width of the vision tower.
         decoder: Width of the decoder.
+        motion: Whether the tower sees several frames at once and so is asked for directions, too.
     """
 
-    def __init__(self, tower: int, decoder: int) -> None:
+    def __init__(self, tower: int, decoder: int, motion: bool = False) -> None:
         super().__init__()
         self.patch = _Head(tower, _WHAT, 2, 1)
+        self.motion = _Head(tower, (DIRECTION,), 0, 1) if motion else None
         self.token = _Head(decoder, _WHAT + _NUMBERS, 2, PER_TOKEN)
         self.middle = _Head(decoder, _WHERE + _MOTION, 2, PER_TOKEN)
 
     def patch_loss(self, states: Tensor, words: Tensor, place: Tensor) -> Tensor:
         """What the tower knows of each patch: states (batch, patches, width) and the targets of the patches."""
         *what, offset = self.patch(states)
-        return _what_loss(what, words) + _OFFSET_SHARE * _distance(offset, place[..., 2:], words)
+        loss = _what_loss(what, words) + _OFFSET_SHARE * _distance(offset, place[..., 2:], words)
+        return loss if self.motion is None else loss + _known(self.motion(states)[0], words[..., DIRECTION])
 
     def token_loss(self, features: Tensor, words: Tensor, place: Tensor, counting: Tensor) -> Tensor:
         """What a visual token knows on its way into the decoder.
@@ -98,8 +101,7 @@ class Teacher(nn.Module):
         loss = _weighted(quadrant, words[..., QUADRANT], (words[..., QUADRANT] > 0).float())
         loss = loss + _PLACE_SHARE * _distance(centre, place[..., :2], words)
         for column, scores in ((DIRECTION, direction), (RANK, rank)):
-            known = words[..., column] >= 0
-            loss = loss + _weighted(scores, words[..., column].clamp(min=0), known.float())
+            loss = loss + _CLIP_SHARE * _known(scores, words[..., column])
         return loss
 
     def centres_right(self, states: Tensor, words: Tensor) -> dict[str, float]:
@@ -126,6 +128,11 @@ def _what_loss(scores: list[Tensor], words: Tensor) -> Tensor:
 def _weighted(scores: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
     losses = functional.cross_entropy(scores.float().flatten(0, -2), truth.flatten(), reduction="none")
     return (losses.view_as(weight) * weight).sum() / weight.sum().clamp(min=1)
+
+
+def _known(scores: Tensor, truth: Tensor) -> Tensor:
+    """The loss over what is known."""
+    return _weighted(scores, truth.clamp(min=0), (truth >= 0).float())
 
 
 def _distance(read: Tensor, truth: Tensor, words: Tensor) -> Tensor:
