@@ -76,6 +76,11 @@ def integrate(model: object) -> Integration:
             f"{type(model).__name__} (model type {kind!r}) takes no pictures, so it has no visual tokens to save; "
             f"supported model types: {', '.join(supported_model_types())}."
         )
+    if kind in supported_model_types():
+        raise ValueError(
+            f"{type(model).__name__} is a part of a model that cannot generate; give the whole "
+            "...ForConditionalGeneration that it belongs to."
+        )
     raise ValueError(f"{type(model).__name__} {unsupported(kind)}")
 
 

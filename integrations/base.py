@@ -69,6 +69,8 @@ class Integration(ABC):
     modalities: ClassVar[tuple[Kind, ...]] = ("image",)
     position_axes: ClassVar[int] = 1
     """Number of coordinates of a position: 1, or 3 (time, row, column) with M-RoPE."""
+    auto_positions: ClassVar[Literal["original", "compact"]] = "original"
+    """What positions="auto" stands for: "compact" where the methods' authors make positions dense in their own code."""
     grid_stages: ClassVar[Literal["projector", "language model"]] = "projector"
     """Before what a method that replaces whole grids acts."""
 
@@ -159,6 +161,14 @@ class Integration(ABC):
         return 1
 
     # The encoder.
+
+    def check(self, call: EncoderCall) -> None:
+        """Refuse arguments of a call that change what the encoder does.
+
+        Raises:
+            ValueError: There is one; the message says what to do instead.
+        """
+        return
 
     @property
     @abstractmethod

@@ -83,10 +83,11 @@ class PictureLayout:
         """(slots,): the line that each slot belongs to, newlines as the tokens that they end; None without newlines."""
         if sum(m.tokens for m in self.maps) == self.slots:
             return None
-        starts = torch.zeros(self.slots + 1, dtype=torch.long)
-        starts[1:] += self.newlines  # what follows a newline begins a line
+        newline = self.newlines
+        starts = torch.zeros(self.slots, dtype=torch.long)
+        starts[1:] += newline[:-1] & ~newline[1:]  # a token that follows a newline begins a line
         starts[[m.start for m in self.maps]] = 1
-        return starts[: self.slots].cumsum(0) - 1
+        return starts.cumsum(0) - 1
 
     @functools.cached_property
     def newlines(self) -> Tensor:

@@ -14,6 +14,7 @@ class LlavaIntegration(TileIntegration):
 
     family = "llava"
     model_types = ("llava",)
+    auto_positions = "compact"
 
     def layouts(self, call: EncoderCall) -> list[PictureLayout]:
         patch = self.model.config.vision_config.patch_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ class LlavaNextIntegration(TileIntegration):
 
     family = "llava_next"
     model_types = ("llava_next",)
+    auto_positions: ClassVar[Literal["original", "compact"]] = "compact"
 
     def layouts(self, call: EncoderCall) -> list[PictureLayout]:
         like = torch.zeros(self.tiles(call), self.side**2)
@@ -34,10 +36,12 @@ class LlavaNextIntegration(TileIntegration):
             return PictureLayout("image", (Map("picture", (1, side, side)),), tokens + 1)
         canvas = source[tokens:]
         rows = int((canvas < 0).sum())
-        columns = len(canvas) // rows - 1
+        columns = len(canvas) // max(rows, 1) - 1
+        thumbnail = Map("thumbnail", (1, side, side))
+        if rows == 0 or columns == 0:  # so long and thin that unpadding left no token, at most newlines
+            return PictureLayout("image", (thumbnail,), len(source))
         tile = (canvas.view(rows, columns + 1)[:, :columns] - first * tokens) // tokens
         bands = (_runs(tile[:, 0]), _runs(tile[0]))
-        thumbnail = Map("thumbnail", (1, side, side))
         return PictureLayout(
             "image", (thumbnail, Map("canvas", (1, rows, columns), tokens, gap=1, bands=bands)), len(source)
         )

@@ -102,6 +102,15 @@ class TileIntegration(Integration):
         queries, keys = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in outputs)
         return [(queries, keys)]
 
+    def check(self, call: EncoderCall) -> None:
+        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+            known = getattr(self.model.config, name, None)
+            if known is not None and (asked := call.arguments.get(name)) not in (None, known):
+                raise ValueError(
+                    f"{name}={asked!r} differs from the {known!r} of the model's config; set model.config.{name} "
+                    "before vtprune.apply."
+                )
+
     def encoder_lengths(self, layer: int, call: EncoderCall) -> list[int]:
         return [self.side**2 + int(self.has_cls)] * self.tiles(call)
 

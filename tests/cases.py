@@ -18,8 +18,8 @@ def cases() -> list[tuple[str, dict]]:
         found.append((name, parameters))
         if "positions" in fields:
             default = get_method(name)().positions
-            other = "original" if default == "compact" else "compact"
-            found.append((name, {**parameters, "positions": other}))
+            for other in {"auto": ("original", "compact"), "original": ("compact",), "compact": ("original",)}[default]:
+                found.append((name, {**parameters, "positions": other}))
     return found
 
 

@@ -10,7 +10,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import create_causal_mask
 
-__all__ = ["Cache", "DynamicCache", "DynamicLayer", "build_mask", "rotate"]
+__all__ = ["Cache", "DynamicCache", "DynamicLayer", "build_mask", "encoder_arguments", "rotate"]
 
 
 class _Lengths:
@@ -45,6 +45,16 @@ def build_mask(config: Any, hidden: Tensor, valid: Tensor | None, past: int) -> 
     return create_causal_mask(
         config=config, inputs_embeds=hidden, attention_mask=valid, past_key_values=lengths, position_ids=None
     )
+
+
+def encoder_arguments(kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `get_image_features` or `get_video_features` under the names that they have in `forward`.
+
+    Older `get_video_features` of LLaVA-OneVision and LLaVA-NeXT-Video call the pixels of videos `pixel_values`.
+    """
+    if kind == "video" and "pixel_values" in arguments:
+        return {("pixel_values_videos" if k == "pixel_values" else k): v for k, v in arguments.items()}
+    return arguments
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -196,3 +196,20 @@ def test_odd_select_strategies():
         for name in ("divprune", "fastervlm", "fastv"):
             vtprune.apply(model, name, keep=10)
             assert model(input_ids=ids, pixel_values=picture()).logits.shape[1] == 17
+
+
+def test_parts_of_models_and_pickles_are_refused_with_advice(model):
+    import pickle
+
+    with pytest.raises(ValueError, match="give the whole"):
+        vtprune.apply(model.model, "divprune", keep=0.5)
+    vtprune.apply(model, "divprune", keep=0.5)
+    with pytest.raises(TypeError, match=r"vtprune\.remove"):
+        pickle.dumps(model)
+
+
+@torch.no_grad()
+def test_a_feature_layer_given_in_a_call_is_refused(model, x):
+    vtprune.apply(model, "divprune", keep=0.5)
+    with pytest.raises(ValueError, match=r"vision_feature_layer=-1 differs from the -2"):
+        model(**x, vision_feature_layer=-1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -195,6 +198,72 @@ def test_scores_of_packed_patches(name):
 
 
 def _runs(family, model, row):
+    """The encoder runs of a prompt's pictures and videos, with the attention signal."""
+    x = family.inputs(row)
+    calls = {
+        "image": ("pixel_values", "image_sizes", "image_grid_thw"),
+        "video": ("pixel_values_videos", "video_grid_thw"),
+    }
+    runs = []
     with vtprune.applied(model, "fastervlm", keep=0.5), torch.no_grad():
-        model(**family.inputs(row))
-        return vtprune.api._engines[model].latest.runs
+        for kind, names in calls.items():
+            if names[0] in x:
+                encode = getattr(model.model, f"get_{kind}_features")
+                runs.append(encode(**{n: x[n] for n in names if n in x}, return_dict=True).vtprune_run)
+    return runs
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_finished_prefill_keeps_no_pixels_and_no_features(name):
+    family = FAMILIES[name]
+    model = family.model()
+    with vtprune.applied(model, "fourier", keep=0.5):
+        x = family.inputs(family.row(2, IMAGE, 1))
+        pixels = weakref.ref(x["pixel_values"])
+        model(**x)
+        del x
+        gc.collect()
+        assert pixels() is None
+        latest = vtprune.api._engines[model].latest
+        assert all(run.encoded is None and run.attention is None for run in latest.runs)
+        assert all(one.levels is None for one in latest.selected)
+        assert vtprune.report(model).prefill_flops_after > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(3, 900), (900, 3)], ids=["wide", "tall"])
+def test_pictures_so_thin_that_their_canvas_vanishes(size):
+    """The untouched model runs on them, with a thumbnail and at most newlines."""
+    family = FAMILIES["llava_next"]
+    model = family.model()
+    x = family.inputs(family.row(2, IMAGE, 1, seed=1))
+    x["image_sizes"] = torch.tensor([size])
+    tiles = torch.randn(1, 3, 3, 32, 32)
+    features = model.model.get_image_features(tiles, x["image_sizes"], return_dict=True).pooler_output
+    x["pixel_values"] = tiles
+    x["input_ids"] = torch.cat((torch.tensor([20, 21]), torch.full((len(features[0]),), 1), torch.tensor([22])))[None]
+    x["attention_mask"] = torch.ones_like(x["input_ids"])
+    expected = model(**x).logits
+    with vtprune.applied(model, "uniform", keep=1.0):
+        assert torch.equal(model(**x).logits, expected)
+    with vtprune.applied(model, "uniform", keep=4):
+        logits = model(**x).logits
+        kept = vtprune.report(model).visual_tokens_after
+    assert logits.shape[1] == 3 + kept
+    assert 4 <= kept < len(features[0])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("keep", [2, 7, 11, 19])
+def test_a_number_of_tokens_is_shared_out_exactly(name, keep):
+    family = FAMILIES[name]
+    model = family.model()
+    rows = [family.row(2, part, 1) for part in family.kinds]
+    for row in rows:
+        for method in ("fastervlm", "divprune"):
+            with vtprune.applied(model, method, keep=keep), torch.no_grad():
+                model(**family.inputs(row))
+                (picture,) = vtprune.report(model).pictures
+            tokens = {t for one in picture.maps for t in one.tokens}
+            assert len(tokens & set(picture.kept)) == min(keep, len(tokens))

@@ -81,7 +81,7 @@ def test_refuses_bad_budgets(name: str, keep: object, error: type[Exception]) ->
 
 @pytest.mark.parametrize("name", METHODS)
 def test_refuses_unknown_positions(name: str) -> None:
-    with pytest.raises(ValueError, match="positions must be 'original' or 'compact', got 'dense'"):
+    with pytest.raises(ValueError, match="positions must be 'auto', 'original' or 'compact', got 'dense'"):
         build_method(name, {"positions": "dense"})
 
 

@@ -64,8 +64,9 @@ class Chain:
             decoder_layers=len(integration.decoder_layers),
             has_cls=integration.has_cls,
             patches=integration.patches_per_picture,
+            position_axes=integration.position_axes,
         )
-        auto: Positions = "compact" if integration.position_axes == 1 else "original"
+        auto = integration.auto_positions
         self.stages = [
             ChainStage(method.name, stage, auto if stage.positions == "auto" else stage.positions)
             for method in methods

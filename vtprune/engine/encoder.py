@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -174,6 +175,16 @@ class EncoderRun:
             self.projected_tokens = sum(unit.slots for unit in self.units)
         self.features = self.signal = self.sizes = self.group_owner = None
         self.projections = {}
+        self.attention_inputs = {}
+        # From here on only the shapes of pixels matter.
+        pixels = {k: v.to("meta") for k, v in call.arguments.items() if isinstance(v, Tensor) and "pixel" in k}
+        self.call = EncoderCall(call.kind, {**call.arguments, **pixels})
+
+    def without_features(self) -> EncoderRun:
+        """A copy for a report, which needs no features."""
+        twin = copy.copy(self)
+        twin.encoded = twin.attention = twin.groups = None
+        return twin
 
     def time_frames(self, seconds: Sequence[float]) -> None:
         """Note the time from frame to frame of every video; a beam search repeats them."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtprune.compat import encoder_arguments
 from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.deepstack import DeepStackRows
@@ -142,7 +143,7 @@ class Engine:
             if self.local.encoding is not None:  # videos that are encoded by the method for pictures
                 return original(*args, **kwargs)
             bound = signature.bind(*args, **kwargs).arguments
-            enter(EncoderCall(kind, {**bound, **bound.pop("kwargs", {})}))
+            enter(EncoderCall(kind, encoder_arguments(kind, {**bound, **bound.pop("kwargs", {})})))
             try:
                 output = original(*args, **kwargs)
             except BaseException:
@@ -156,6 +157,7 @@ class Engine:
     def _enter_encoder(self, call: EncoderCall) -> None:
         if self.chain.encoder_layer_stages:
             self._refuse_checkpointing(self.integration.tower)
+        self.integration.check(call)
         self.local.encoding = EncoderRun(self.integration, self.chain, call)
 
     def _leave_encoder(self, output: Any) -> None:

@@ -28,3 +28,8 @@ class OutsideGraphs:
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
         # A copied hook would go on serving the model that it was made for.
         raise TypeError("a model with vtprune methods cannot be copied: call vtprune.remove(model) first.")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a model with vtprune methods cannot be pickled: call vtprune.remove(model) first, or use save_pretrained."
+        )

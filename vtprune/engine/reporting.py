@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import dataclasses
 from typing import Any
 
 import torch
@@ -27,9 +28,11 @@ class Prefill:
             raise RuntimeError("only a prefill with pictures has a report.")
         self.integration = integration
         self.chain = chain
-        self.layout: VisualLayout = step.layout
-        self.runs: list[EncoderRun] = list(dict.fromkeys(p.run for p in step.layout.pictures))
-        self.selected: list[Selected] = step.selected
+        light = {p.run: p.run.without_features() for p in step.layout.pictures}
+        pictures = [dataclasses.replace(p, run=light[p.run]) for p in step.layout.pictures]
+        self.layout: VisualLayout = dataclasses.replace(step.layout, pictures=pictures)
+        self.runs: list[EncoderRun] = list(light.values())
+        self.selected: list[Selected] = [dataclasses.replace(one, levels=None) for one in step.selected]
         self.events = [*(event for run in self.runs for event in run.events), *step.events]
         self.picture, self.token, self.batch = step.picture, step.token, step.batch
         self.lengths = step.lengths

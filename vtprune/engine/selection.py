@@ -111,30 +111,42 @@ class _Batch:
     def act(self, stage: ChainStage) -> None:
         """Run one stage."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and stage.differentiable):
-            for slots, grid in self._parts(stage):
-                self._act_on(stage, slots.to(self.device), grid)
+            for slots, grid, share in self._parts(stage):
+                self._act_on(stage, slots.to(self.device), grid, share)
 
-    def _parts(self, stage: ChainStage) -> list[tuple[Tensor, Grid | None]]:
-        """What is decided together: slots (parts, tokens) and their grid; parts of one grid form a batch."""
+    def _parts(self, stage: ChainStage) -> list[tuple[Tensor, Grid | None, int | None]]:
+        """What is decided together: slots (parts, tokens), their grid, and their share of a number of tokens."""
+        whole: list[tuple[Tensor, Grid | None]]
         if stage.stage.needs_grid:
-            whole: list[tuple[Tensor, Grid | None]] = [(m.slots(), m.grid) for m in self.layout.maps]
+            whole = [(m.slots(), m.grid) for m in self.layout.maps]
         elif stage.stage.scope == "tile":
             whole = [piece for m in self.layout.maps for piece in m.pieces()]
         else:
-            grid = self.layout.maps[0].grid if len(self.layout.maps) == 1 else None
-            whole = [(self.candidates, grid)]
-        alike: dict[tuple[int, Grid | None], list[Tensor]] = {}
+            whole = [(self.candidates, self.layout.maps[0].grid if len(self.layout.maps) == 1 else None)]
+        budget = stage.stage.budget
+        alike: dict[tuple[Grid | None, int | None], list[Tensor]] = {}
+        before = 0
         for slots, grid in whole:
-            alike.setdefault((len(slots), grid), []).append(slots)
-        return [(torch.stack(slots), grid) for (_, grid), slots in alike.items()]
+            share = None
+            if isinstance(budget, int) and len(whole) > 1:
+                # Rounding down at the edges of the parts makes the shares add up.
+                edges = (before, before + len(slots))
+                first, last = (min(budget, len(self.candidates)) * edge // len(self.candidates) for edge in edges)
+                share = last - first
+            alike.setdefault((grid, share), []).append(slots)
+            before += len(slots)
+        return [(torch.stack(slots), grid, share) for (grid, share), slots in alike.items()]
 
-    def _act_on(self, stage: ChainStage, slots: Tensor, grid: Grid | None) -> None:
+    def _act_on(self, stage: ChainStage, slots: Tensor, grid: Grid | None, share: int | None) -> None:
         # Which slots, of which picture: (parts of all pictures, tokens).
         where = slots.repeat(len(self.pictures), 1)
         number = torch.arange(len(self.pictures), device=self.device).repeat_interleave(len(slots))[:, None]
+        if share == 0:
+            self.alive = self.alive.index_put((number, where), torch.zeros_like(where, dtype=torch.bool))
+            return
         alive = self.alive[number, where]
         if bool(alive.all()):
-            self._decide(stage, number, where, grid)
+            self._decide(stage, number, where, grid, share)
             return
         # Later stages see only what earlier ones kept; parts that keep equally many are decided together.
         counts = alive.sum(1)
@@ -142,9 +154,9 @@ class _Batch:
             if count:
                 chosen = (counts == count).nonzero().squeeze(1)
                 index, _ = compact_index(alive[chosen])
-                self._decide(stage, number[chosen], where[chosen].gather(1, index), None)
+                self._decide(stage, number[chosen], where[chosen].gather(1, index), None, share)
 
-    def _decide(self, stage: ChainStage, number: Tensor, where: Tensor, grid: Grid | None) -> None:
+    def _decide(self, stage: ChainStage, number: Tensor, where: Tensor, grid: Grid | None, share: int | None) -> None:
         def pick(x: Tensor | None) -> Tensor | None:
             if x is None or (where.shape == x.shape[:2] and len(self.candidates) == x.shape[1] and grid is not None):
                 return x  # all slots of all pictures, in order
@@ -156,9 +168,7 @@ class _Batch:
         if shown is None or projected is None:
             raise RuntimeError("a picture reached the language model without features.")
         cells = Cells(*self.layout.cells.to(self.device)[where].unbind(-1))
-        pictures = Pictures(
-            grid, shown, projected, pick(self.attention), cells, self.layout.seconds, len(self.candidates)
-        )
+        pictures = Pictures(grid, shown, projected, pick(self.attention), cells, self.layout.seconds, share)
         decision = stage.decide(pictures)
         if isinstance(decision, Keep):
             self.alive = self.alive.index_put((number, where), decision.mask.to(self.device))

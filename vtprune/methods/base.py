@@ -33,7 +33,8 @@ class ModelInfo:
     """What a method may know about the model that it is applied to.
 
     `encoder_layers` counts only the blocks whose output reaches the language model. `patches` is the number of
-    patches of a picture, or tile, in the encoder, None where it depends on the picture.
+    patches of a picture, or tile, in the encoder, None where it depends on the picture. `position_axes` is the number
+    of coordinates of a position id: 1, or 3 (time, row, column) with M-RoPE.
     """
 
     family: str
@@ -41,6 +42,7 @@ class ModelInfo:
     decoder_layers: int
     has_cls: bool
     patches: int | None = None
+    position_axes: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Pictures:
             present if "encoder_attention" was asked for.
         cells: Map, tile, frame, row and column of every token.
         seconds: Time from frame to frame of a video, if the model is told.
-        whole: Tokens of the whole picture, where these are those of a tile or a frame of it.
+        share: How many of them may stay, where a number of tokens per picture was shared out among its tiles.
     """
 
     grid: tuple[int, int, int] | None
@@ -132,7 +134,7 @@ class Pictures:
     attention: Tensor | None = None
     cells: Cells | None = None
     seconds: float | None = None
-    whole: int | None = None
+    share: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -140,10 +142,8 @@ class Pictures:
         return self.encoded.shape[1]
 
     def count(self, keep: Budget) -> int:
-        """How many of these tokens `keep` allows; a tile or frame gets its share of a number of tokens per picture."""
-        if isinstance(keep, int) and self.whole is not None and self.whole > self.tokens:
-            return min(self.tokens, max(1, round(keep * self.tokens / self.whole)))
-        return token_count(keep, self.tokens)
+        """How many of these tokens `keep` allows."""
+        return token_count(keep, self.tokens) if self.share is None else min(self.share, self.tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,12 +186,14 @@ class Stage:
         layers: The encoder or decoder layers at which it acts. A decoder stage acts on the input of the layer.
         signals: Of "encoder_attention" and "projected" (encoder output), "last_query" or "text_queries" (decoder
             layer: attention of the last prompt token, or of all text tokens after the first visual one).
-        positions: Position ids after a removal: "original", "compact" (dense), or "auto": original ones where they
-            have three coordinates (M-RoPE), as ports to such models do it, else dense ones.
+        positions: Position ids after a removal: "original", "compact" (dense), or "auto": dense ones on LLaVA-1.5 and
+            LLaVA-NeXT, as in the authors' code, and original ones on all other families, as in ports to Qwen-VL.
         proportional: Encoder layers only: weigh each key by its size (adds log(size) to its attention logits).
         needs_grid: Whether the stage needs every token of the grid, unmerged and unpruned.
         scope: Encoder output only: whether it decides on all tokens of a picture or video together ("picture"), or on
             every tile and frame by itself ("tile").
+        budget: With scope "tile", the budget that `decide` asks for by `Pictures.count`: a number of tokens per
+            picture is shared out among tiles and frames in proportion, to the token.
     """
 
     place: Place
@@ -202,6 +204,7 @@ class Stage:
     proportional: bool = False
     needs_grid: bool = False
     scope: Scope = "picture"
+    budget: Budget | None = None
 
 
 class Method:

@@ -32,7 +32,7 @@ class DivPrune(Method):
     paper = "DivPrune, CVPR 2025, arXiv 2503.02175"
 
     keep: Budget = 0.098  # ratio in (0, 1] or tokens per picture; 0.098 of 576 is the paper's 56
-    positions: Positions = "auto"  # "compact" as in the authors' LLaVA code, "original" in Qwen-VL as in its ports
+    positions: Positions = "auto"  # "auto": "compact" on LLaVA as in the authors' code, "original" on other families
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """One selection at the encoder's output, on features after the projector."""

@@ -31,12 +31,21 @@ class FasterVLM(Method):
     paper = "FasterVLM, arXiv 2412.01818"
 
     keep: Budget = 0.25  # ratio in (0, 1] or tokens per picture; the paper has 432, 288, 144, 58 and 29 of 576
-    positions: Positions = "auto"  # "compact" as in the authors' LLaVA code, "original" in Qwen-VL
+    positions: Positions = "auto"  # "auto": "compact" on LLaVA as in the authors' code, "original" on other families
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """One selection at the encoder's output, on every tile and frame with the same budget, as in the paper."""
         signals = frozenset({"encoder_attention"})
-        return [Stage(Place.ENCODER_OUTPUT, self.decide, signals=signals, positions=self.positions, scope="tile")]
+        return [
+            Stage(
+                Place.ENCODER_OUTPUT,
+                self.decide,
+                signals=signals,
+                positions=self.positions,
+                scope="tile",
+                budget=self.keep,
+            )
+        ]
 
     def decide(self, pictures: Pictures) -> Keep:
         """Keep the tokens with the most attention."""

@@ -40,7 +40,7 @@ class Fourier(Method):
     ratio: float | None = None  # share of each side in (0, 1], rounded down, at least 1; the Qwen-VL code has 2 / 3
     norm: Literal["ortho", "none"] = "ortho"  # scaling of the transform; matters only with gain="official"
     gain: Literal["unit", "official"] = "unit"  # "unit" keeps the mean, "official" as released with the checkpoints
-    positions: Positions = "compact"  # "compact": as if the picture had been smaller
+    positions: Positions = "auto"  # "auto": "compact" on LLaVA and Qwen-VL as in the authors' code, else "original"
 
     def __post_init__(self) -> None:
         """Check the parameters."""
@@ -56,7 +56,9 @@ class Fourier(Method):
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """One replacement at the encoder's output; needs the whole grid."""
-        return [Stage(Place.ENCODER_OUTPUT, self.decide, positions=self.positions, needs_grid=True)]
+        # With rows and columns in position ids, dense ones are those of a smaller picture.
+        positions = "compact" if self.positions == "auto" and model.position_axes == 3 else self.positions
+        return [Stage(Place.ENCODER_OUTPUT, self.decide, positions=positions, needs_grid=True)]
 
     def decide(self, pictures: Pictures) -> Replace | None:
         """Filter every frame of every picture."""

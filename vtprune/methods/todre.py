@@ -64,7 +64,9 @@ class ToDRE(Method):
         layers = tuple(range(first + 1, last + 2))
         signals = frozenset({SIGNALS[self.query]})
         return [
-            Stage(Place.ENCODER_OUTPUT, self.select, (), frozenset(asked), self.positions, scope="tile"),
+            Stage(
+                Place.ENCODER_OUTPUT, self.select, (), frozenset(asked), self.positions, scope="tile", budget=self.keep
+            ),
             Stage(Place.DECODER_LAYER, functools.partial(self.leave, hard=layers[-1]), layers, signals, self.positions),
         ]
 

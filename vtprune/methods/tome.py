@@ -34,7 +34,7 @@ class ToMe(Method):
     r: int | tuple[int, ...] | None = None  # merges per block as in the paper, a number for all or one for each
     inflection: float = 0.0  # slope of the schedule of a single `r`, in [-1, 1]; -1 starts with 2 r and ends with 0
     proportional: bool = True  # weigh attention by token size; False for encoders trained without supervision (MAE)
-    positions: Positions = "compact"  # position ids in the language model: "compact" or "original"
+    positions: Positions = "auto"  # position ids in the language model: "compact", "original" or "auto" (see `Stage`)
 
     def __post_init__(self) -> None:
         """Check the parameters."""
