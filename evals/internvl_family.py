@@ -106,7 +106,8 @@ def _batch(
     patches = words.flatten(1, 2), place.flatten(1, 2)
     order = _patches_of_tokens()
     tokens = words[:, :, order].flatten(1, 2), place[:, :, order].flatten(1, 2)
-    return Batch(tiles, (), layout, patches, tokens, counting, *asked, clips=clips)
+    ids, labels, kinds = asked
+    return Batch(tiles, (), layout, patches, tokens, counting, ids, labels, kinds, clips)
 
 
 @functools.cache

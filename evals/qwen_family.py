@@ -149,7 +149,8 @@ def _batch(
 ) -> Batch:
     tokens = words.unflatten(1, (-1, 4)), place.unflatten(1, (-1, 4))
     counting = torch.ones(tokens[0].shape[1])
-    return Batch(pixels, grid, _layout(*grid, clips), (words, place), tokens, counting, *asked, clips=clips)
+    ids, labels, kinds = asked
+    return Batch(pixels, grid, _layout(*grid, clips), (words, place), tokens, counting, ids, labels, kinds, clips)
 
 
 def _merged(targets: Tensor, rows: int, columns: int) -> Tensor:

@@ -6,11 +6,12 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -20,7 +21,6 @@ from vtprune.evals.held_out import held_out_accuracy
 from vtprune.evals.losses import total_loss
 from vtprune.evals.optimizers import build_optimizers, gathered, restore, set_rate, trained
 from vtprune.evals.phases import Phase
-from vtprune.evals.student import Student
 from vtprune.evals.tiny_llava import VISUAL_TOKENS
 from vtprune.evals.training_log import TrainingLog
 
@@ -65,7 +65,7 @@ class Trainer:
 
     def __init__(
         self,
-        student: Student,
+        student: nn.Module,
         phases: Sequence[Phase],
         folder: Path,
         *,
@@ -75,7 +75,7 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision="bf16")
         if self.accelerator.num_processes > 1:
             raise ValueError(f"training runs in one process, got {self.accelerator.num_processes}")
-        self.student: Student = self.accelerator.prepare(student)
+        self.student: Any = self.accelerator.prepare(student)
         self.phases, self.folder, self.workers, self.clock = tuple(phases), folder, workers, clock
         self.progress = Progress()
         self.optimizers: list[Optimizer] = []
@@ -129,7 +129,7 @@ class Trainer:
         self.save()
         return done
 
-    def _step(self, phase: Phase, batch: Item) -> Tensor:
+    def _step(self, phase: Phase, batch: Any) -> Tensor:
         """One step; returns the loss to watch."""
         kept = None
         if phase.questions and phase.visual_tokens < VISUAL_TOKENS:
@@ -150,7 +150,7 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
 
-    def _batches(self, phase: Phase) -> Iterator[Item]:
+    def _batches(self, phase: Phase) -> Iterator[Any]:
         loader = DataLoader(
             Pictures(FIRST_SEED + self.progress.pictures, phase),
             batch_size=phase.pictures,
