@@ -17,6 +17,7 @@ from vtprune.evals.losses import total_loss
 from vtprune.evals.phases import Phase
 from vtprune.evals.relations import relation_loss
 from vtprune.evals.scenes import CHARACTERS, COLOURS, QUADRANTS, SHAPES, make_scene
+from vtprune.evals.student import Student
 from vtprune.evals.tiny_llava import EOS_ID
 from vtprune.evals.train_tiny_llava import train
 
@@ -84,7 +85,7 @@ def test_a_run_is_not_overwritten(whole):
 
 
 def test_held_out_accuracy_counts_whole_answers():
-    student = training.Student(small_llava())
+    student = Student(small_llava())
     found = held_out.held_out_accuracy(student, torch.device("cpu"), pictures=2, questions=3)
     assert set(found) == {"patch colour", "patch shape", "patch character", *held_out.KINDS, "mean"}
     assert all(0 <= value <= 1 for value in found.values())
@@ -118,7 +119,7 @@ def test_relations_agree_with_the_scene():
 
 def test_every_part_of_the_loss_counts():
     batch = torch.utils.data.default_collate([make_item(seed, characters=0.6, questions=4) for seed in range(2)])
-    output = training.Student(small_llava())(batch)
+    output = Student(small_llava())(batch)
     base = dict(name="x", minutes=1, pictures=2, learning_rate=1e-3)
     plain, watched = total_loss(output, batch, Phase(**base))
     with_relations, same = total_loss(output, batch, Phase(**base, relations=0.5))
