@@ -49,7 +49,7 @@ def test_parts_are_found(name):
     one = found(name)
     width = one.decoder_width(one.decoder_layers[0])
     got = (one.family, len(one.encoder_blocks), len(one.all_encoder_layers), len(one.decoder_layers))
-    assert (*got, one.encoder_width, width, one.has_cls, one.merge) == EXPECTED[name]
+    assert (*got, one.encoder_width, width, one.has_cls, getattr(one, "merge", 1)) == EXPECTED[name]
     assert one.model.config.model_type in one.model_types
     assert one.position_axes == (3 if name.startswith("qwen") else 1)
     assert one.encoder_scale(one.encoder_blocks[0]) == pytest.approx(
