@@ -131,7 +131,7 @@ def methods(pattern: str = "*") -> list[dict[str, Any]]:
 def _support(name: str, tried: dict[str, Any]) -> dict[str, Any]:
     results = {family.family: tried.get(family.family, {}).get(name, {}) for family in FAMILIES}
     works = {kind: sorted(f for f, x in results.items() if x.get(kind, "yes") == "yes") for kind in ("image", "video")}
-    takes_videos = {family.family for family in FAMILIES if "video" in family.modalities}
+    takes_videos = {f for f in results if any(x["video"] == "yes" for x in tried.get(f, {}).values())}
     return {
         "families": works["image"],
         "video_families": [f for f in works["video"] if f in takes_videos],

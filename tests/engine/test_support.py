@@ -35,5 +35,7 @@ def test_other_families_refuse(kind):
 def test_methods_name_their_families():
     by_name = {one["name"]: one for one in vtprune.methods()}
     assert set(by_name["divprune"]["families"]) == {family.family for family in FAMILIES}
+    assert {"internvl", "qwen3_vl"} <= set(by_name["divprune"]["video_families"])
+    assert "llava" not in by_name["divprune"]["video_families"]
     assert "qwen2_5_vl" not in by_name["tome"]["families"]
     assert "whole tokens" in by_name["tome"]["refuses"]["qwen2_5_vl"]
