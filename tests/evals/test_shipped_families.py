@@ -57,8 +57,10 @@ def test_it_answers_about_pictures(shipped):
     assert np.mean(right) >= 0.75
 
 
-def test_it_takes_clips(shipped):
-    questions = questions_about_clips(4)
-    for item in questions:
+def test_it_takes_clips(name, shipped):
+    questions = questions_about_clips(40)
+    if name == "tiny-qwen2.5-vl":  # tiny-internvl takes clips, but has not been trained on enough of them
+        assert evaluate(*shipped, questions, batch_size=8)["accuracy"] >= 0.8
+    for item in questions[:2]:
         (answer,) = ask_model(*shipped, [np.array(clip_frames(item.seed))], [item.question.text])
         assert answer
