@@ -38,7 +38,7 @@ def test_contents(wheel):
     assert "vtprune/evals/models/tiny-llava/model.safetensors" in inside
     assert "vtprune/evals/examples/examples.json" in inside
     assert any("LICENSE" in name for name in names)
-    assert wheel.stat().st_size < 40 * 2**20
+    assert wheel.stat().st_size < 70 * 2**20
 
 
 @pytest.mark.parametrize("installed", ["wheel", "editable"])
