@@ -47,6 +47,9 @@ class LlavaNextIntegration(TileIntegration):
         )
 
     def tiles(self, call: EncoderCall) -> int:
+        if call.kind == "video":  # in the families that are built on this one
+            videos, frames = call.arguments["pixel_values_videos"].shape[:2]
+            return videos * frames
         return sum(self._tiles_per_picture(call))
 
     def _tiles_per_picture(self, call: EncoderCall) -> list[int]:

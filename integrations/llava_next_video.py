@@ -27,12 +27,6 @@ class LlavaNextVideoIntegration(LlavaNextIntegration):
         one = Map("video", (frames, side, side))
         return [PictureLayout("video", (one,), one.tokens)] * videos
 
-    def tiles(self, call: EncoderCall) -> int:
-        if call.kind == "video":
-            videos, frames = call.arguments["pixel_values_videos"].shape[:2]
-            return videos * frames
-        return super().tiles(call)
-
     def assemble(self, call: EncoderCall, values: Tensor) -> list[Tensor]:
         if call.kind == "image":
             return super().assemble(call, values)

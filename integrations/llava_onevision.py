@@ -33,12 +33,6 @@ class LlavaOnevisionIntegration(LlavaNextIntegration):
         one = Map("video", (frames, side, side))
         return [PictureLayout("video", (one,), one.tokens + 1)] * videos
 
-    def tiles(self, call: EncoderCall) -> int:
-        if call.kind == "video":
-            videos, frames = call.arguments["pixel_values_videos"].shape[:2]
-            return videos * frames
-        return super().tiles(call)
-
     def _tiles_per_picture(self, call: EncoderCall) -> list[int]:
         counts = super()._tiles_per_picture(call)
         per_sample = call.arguments.get("batch_num_images")

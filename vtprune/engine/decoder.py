@@ -123,7 +123,7 @@ class DecoderStep:
         if self.deepstack is None or self.picture is None:
             return
         mask, levels = self.picture >= 0, DeepStackRows.levels(arguments)
-        arguments["deepstack_visual_embeds"] = [self.deepstack.select(self, level)[1] for level in levels]
+        arguments["deepstack_visual_embeds"] = [self.deepstack.select(mask, level) for level in levels]
         arguments["visual_pos_masks"] = mask
         self.deepstack = DeepStackRows(mask)
 

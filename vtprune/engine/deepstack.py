@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from vtprune.kernels import gather_rows
-
-if TYPE_CHECKING:
-    from vtprune.engine.decoder import DecoderStep
 
 
 class DeepStackRows:
@@ -39,12 +36,9 @@ class DeepStackRows:
         """Slots were removed; `index` (rows, slots now) says where the remaining ones stood."""
         self.row = gather_rows(self.row, index.to(self.row.device))
 
-    def select(self, step: DecoderStep, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The mask of the visual slots that are left, (rows, slots now), and their features."""
-        if step.picture is None:
-            raise RuntimeError("DeepStack features without a picture.")
-        mask = step.picture >= 0
-        return mask, features[self.row[mask].to(features.device)]
+    def select(self, mask: Tensor, features: Tensor) -> Tensor:
+        """The features of the visual slots that are left, which `mask` (rows, slots now) marks."""
+        return features[self.row[mask].to(features.device)]
 
 
 def spread(mask: Tensor, level: Tensor) -> Tensor:

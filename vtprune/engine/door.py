@@ -33,7 +33,8 @@ def decide(chain: Chain, layout: VisualLayout, arguments: dict[str, Any]) -> tup
         raise ValueError(f"{chain.label} needs the language model to be called with inputs_embeds.")
     mask: Tensor | None = arguments.get("visual_pos_masks")
     levels = [embeds.flatten(0, 1)]
-    if mask is not None:
+    if mask is not None and any(stage.stage.needs_grid for stage in chain.door_stages):
+        # New features are made on every level; a selection needs the input's only.
         levels += [spread(mask, level) for level in DeepStackRows.levels(arguments)]
     selected, events = select(chain.door_stages, layout, levels)
     if any(one.levels is not None for one in selected):

@@ -137,7 +137,8 @@ class EncoderRun:
         return self.features
 
     def _replace(self, stage: ChainStage, features: Tensor) -> None:
-        grid = self.integration.layouts(self.call)[0].maps[0].grid
+        self.units = self.integration.layouts(self.call)
+        grid = self.units[0].maps[0].grid
         tiles, tokens, _ = features.shape
         decision = stage.decide(Pictures((1, *grid[1:]) if grid[1] * grid[2] == tokens else None, features))
         if decision is None:
@@ -160,7 +161,7 @@ class EncoderRun:
         """Bring everything that stages at the language model's door may ask for to the slots of the units."""
         integration, call = self.integration, self.call
         with torch.no_grad():
-            self.units = integration.layouts(call)
+            self.units = self.units or integration.layouts(call)
             owner = self.group_owner
             if owner is None and self.token_owner is not None:
                 owner = self.token_owner[:, integration.leading :]

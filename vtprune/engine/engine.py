@@ -337,8 +337,9 @@ class Engine:
     def _deepstack(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def process(hidden: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Any:
             step = self.local.step
-            if step is not None and step.deepstack is not None:
-                visual_pos_masks, visual_embeds = step.deepstack.select(step, visual_embeds)
+            if step is not None and step.deepstack is not None and step.picture is not None:
+                visual_pos_masks = step.picture >= 0
+                visual_embeds = step.deepstack.select(visual_pos_masks, visual_embeds)
             return original(hidden, visual_pos_masks, visual_embeds)
 
         return OutsideGraphs(process)

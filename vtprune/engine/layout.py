@@ -133,7 +133,7 @@ def lay_out(
             key = (kind, units_of_one)
             if key not in pictures:
                 pictures[key] = len(found)
-                found.append(_picture(integration, runs[kind], units_of_one, slots))
+                found.append(_picture(runs[kind], units_of_one, slots))
             picture[row, slots] = len(source)
             token[row, slots] = torch.arange(len(slots))
             source.append(pictures[key])
@@ -141,7 +141,7 @@ def lay_out(
     return VisualLayout(picture.to(device), token.to(device), found, source, first)
 
 
-def _picture(integration: Integration, run: EncoderRun, units: tuple[int, ...], slots: Tensor) -> Picture:
+def _picture(run: EncoderRun, units: tuple[int, ...], slots: Tensor) -> Picture:
     parts = tuple(run.units[u] for u in units)
     apart = int(slots[-1] - slots[0]) + 1 > len(slots)
     # Units with text between them are frames, units in one piece are tiles.
