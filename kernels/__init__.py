@@ -1,8 +1,13 @@
-"""Operators behind the methods and the engine: vectorised torch references that run on any device."""
+"""Operators behind the methods and the engine, each twice: a vectorised torch reference that runs on any device, and a
+Triton kernel for GPUs.
+
+`backend()` says which one runs; the environment variable VTPRUNE_KERNELS=torch|triton forces one.
+"""
 
 # transformers looks for a package "kernels" and, run at the root of this repository, finds this folder: it must then be
 # able to import it, and to see that it is not the one.
 if __name__ == "vtprune.kernels":
+    from vtprune.kernels._dispatch import backend
     from vtprune.kernels.attention_scores import attention_column_mass, attention_scores
     from vtprune.kernels.bipartite_merge import Matching, bipartite_matching, merge_by_owner, owner_map, unmerge
     from vtprune.kernels.greedy_select import farthest_points
@@ -12,6 +17,7 @@ if __name__ == "vtprune.kernels":
         "Matching",
         "attention_column_mass",
         "attention_scores",
+        "backend",
         "bipartite_matching",
         "compact_index",
         "farthest_points",
