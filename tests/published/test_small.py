@@ -86,4 +86,5 @@ def test_small_and_full_have_the_same_modules(name):
     same = ("patch_size", "image_size", "spatial_merge_size", "temporal_patch_size", "window_size")
     for key in same:
         assert getattr(full.config.vision_config, key, None) == getattr(small(name).config.vision_config, key, None)
-    assert sum(p.numel() for p in chain(small(name).parameters(), small(name).buffers())) < 10e6
+    largest = 100e6 if name == "llava-1.5-7b" else 10e6  # that one is timed, and must not be all Python
+    assert sum(p.numel() for p in chain(small(name).parameters(), small(name).buffers())) < largest

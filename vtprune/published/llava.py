@@ -40,12 +40,16 @@ _PROCESSOR: dict[str, Any] = dict(
 )
 
 
-def _clip(small: bool) -> CLIPVisionConfig:
-    widths: dict[str, Any] = dict(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
-    )
-    if small:
-        widths = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4)
+_TOWER: dict[str, Any] = dict(
+    hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
+)
+_SMALL_TOWER = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4)
+# Tower and decoder of the small LLaVA-1.5 keep their proportion: the tower has 4.5 percent of the decoder's weights.
+_SMALL_VICUNA = dict(hidden_size=768, intermediate_size=2064, num_hidden_layers=12, num_attention_heads=12)
+_SMALL_VICUNA_TOWER = dict(hidden_size=192, intermediate_size=768, num_hidden_layers=9, num_attention_heads=3)
+
+
+def _clip(widths: dict[str, Any]) -> CLIPVisionConfig:
     return CLIPVisionConfig(**widths, image_size=336, patch_size=14, projection_dim=768)
 
 
@@ -58,7 +62,7 @@ def _vicuna(vocabulary: Vocabulary, small: bool) -> LlavaConfig:
         hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
     )
     if small:
-        widths = dict(hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=16)
+        widths = _SMALL_VICUNA
     text = LlamaConfig(
         **widths,
         **_ids(vocabulary),
@@ -67,9 +71,10 @@ def _vicuna(vocabulary: Vocabulary, small: bool) -> LlavaConfig:
         max_position_embeddings=4096,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        initializer_range=0.08 if small else 0.02,
+        initializer_range=0.045 if small else 0.02,
     )
-    return LlavaConfig(vision_config=_clip(small), text_config=text, image_token_index=vocabulary["<image>"], **_SHARED)
+    vision = _clip(_SMALL_VICUNA_TOWER if small else _TOWER)
+    return LlavaConfig(vision_config=vision, text_config=text, image_token_index=vocabulary["<image>"], **_SHARED)
 
 
 def _mistral(vocabulary: Vocabulary, small: bool) -> LlavaNextConfig:
@@ -90,7 +95,7 @@ def _mistral(vocabulary: Vocabulary, small: bool) -> LlavaNextConfig:
         initializer_range=0.08 if small else 0.02,
     )
     return LlavaNextConfig(
-        vision_config=_clip(small),
+        vision_config=_clip(_SMALL_TOWER if small else _TOWER),
         text_config=text,
         image_token_index=vocabulary["<image>"],
         image_grid_pinpoints=PINPOINTS,
