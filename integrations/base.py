@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -234,7 +235,7 @@ class Integration(ABC):
         placeholder = self.model.get_input_embeddings()(torch.tensor(token, device=embeds.device))
         return (embeds == placeholder).all(-1)
 
-    def pictures(self, row: Tensor, units: Sequence[PictureLayout], input_ids: Tensor | None) -> list[int]:
+    def pictures(self, row: np.ndarray, units: Sequence[PictureLayout], input_ids: Tensor | None) -> list[int]:
         """How many consecutive units make up each picture of a row.
 
         Args:

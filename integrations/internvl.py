@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -75,7 +76,7 @@ class InternVLIntegration(TileIntegration):
         tokens = (self.side // self.merge) ** 2
         return list(torch.arange(len(like) * tokens, device=like.device).view(-1, tokens))
 
-    def pictures(self, row: Tensor, units: Sequence[PictureLayout], input_ids: Tensor | None) -> list[int]:
+    def pictures(self, row: np.ndarray, units: Sequence[PictureLayout], input_ids: Tensor | None) -> list[int]:
         slots = row.tolist()
         visual = [i for i, unit in enumerate(slots) if unit >= 0]
         if not visual:

@@ -21,7 +21,8 @@ class Rows:
         removed: Logical minus physical length.
         valid: Bool (rows, physical length), False on padding; None where nothing is padding.
         shift: (rows,), how much smaller positions are than logical ones, where they were made dense; None for zero.
-        removal_end: Logical length up to which slots were removed; the cache cannot be cropped below it.
+        removal_end: Logical length up to which slots may have been removed, the end of the last picture; the cache
+            cannot be cropped below it.
     """
 
     def __init__(self, leader: int) -> None:
@@ -29,7 +30,7 @@ class Rows:
         self.removed = 0
         self.valid: Tensor | None = None
         self.shift: Tensor | None = None
-        self.removal_end: Tensor | int = 0
+        self.removal_end = 0
 
     def split(self, leader: int) -> Rows:
         """An independent copy for the layers from `leader` on."""
@@ -115,7 +116,7 @@ class VisualCacheLayer(DynamicLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         tokens = abs(tokens_to_remove)
-        if self.get_seq_length() - tokens < (least := int(self.rows.removal_end)):
+        if self.get_seq_length() - tokens < (least := self.rows.removal_end):
             raise ValueError(
                 f"cannot crop {tokens} tokens: visual tokens were removed among them; a pruned cache can be cropped "
                 f"down to {least} of its {self.get_seq_length()} tokens."

@@ -17,12 +17,13 @@ from vtprune.compat import Cache, DynamicCache, build_mask
 from vtprune.engine.cache import PhysicalCache, Rows, VisualCacheLayer, adopt, is_visual
 from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.deepstack import DeepStackRows
-from vtprune.engine.door import decide, leaving
+from vtprune.engine.door import decide, staying
 from vtprune.engine.encoder import EncoderRun, Event
 from vtprune.engine.layout import VisualLayout
 from vtprune.engine.positions import dense_positions
 from vtprune.engine.selection import Selected, living
-from vtprune.engine.signals import Captured, query_rows
+from vtprune.engine.signals import Captured
+from vtprune.engine.slots import Slots
 from vtprune.integrations.base import Integration, Kind
 from vtprune.kernels import compact_index, gather_rows
 from vtprune.methods.base import Keep, Positions, VisualTokens
@@ -32,12 +33,10 @@ class DecoderStep:
     """State of one call of the language model.
 
     Attributes:
-        index: (rows, slots now), original slot of every slot that is left.
-        valid: Bool (rows, slots now), False on padding; None where nothing is padding.
+        slots: The slots that are left.
+        candidates: Per row, number of visual slots that are left and no newlines.
         positions: (axes, rows, slots now), position ids.
-        picture, token: (rows, slots now), from the layout; None in a call without pictures.
-        newline, line: (rows, slots now), from the layout; None if there are no newline tokens.
-        lengths: Per decoder layer, valid slots per row (or the one number for all rows) and cached slots before them.
+        lengths: Per decoder layer, slots per row that are no padding, and cached slots before them.
     """
 
     def __init__(self, integration: Integration, chain: Chain, layout: VisualLayout | None) -> None:
@@ -51,7 +50,7 @@ class DecoderStep:
         self.captured: dict[str, Captured] = {}
         self.moved = False  # whether slots have left at all
         self.compacted = False  # whether slots have left since the language model made its mask and embeddings
-        self.lengths: dict[int, tuple[Tensor | int, int]] = {}
+        self.lengths: dict[int, tuple[list[int], int]] = {}
         self.masks: dict[int, Any] = {}
         self.embeddings: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
@@ -73,11 +72,11 @@ class DecoderStep:
         self.past_shift = [rows.shift for rows in self.rows]
         self.past_length = [self._physical(i) for i in range(len(self.rows))]
         mask = arguments.get("attention_mask")
-        self.valid = self._new_validity(mask)
+        self.slots = self._arrived(mask)
+        self.original_lengths = self.slots.counts
         if mask is not None and past and not is_visual(self.cache):
             earlier = mask[:, : -self.original_length].bool().to(self.device)
             self.rows[0].valid = None if bool(earlier.all()) else earlier
-        self.row_lengths = self.original_lengths = _lengths(self.valid, self.original_length)
         positions = arguments.get("position_ids")
         if positions is None:
             positions = torch.arange(past, past + self.original_length, device=self.device)[None]
@@ -85,35 +84,27 @@ class DecoderStep:
         self.positions = positions.to(self.device).reshape(-1, *positions.shape[-2:]).expand(-1, self.batch, -1)
         if self.rows[0].shift is not None:
             self.positions = self.positions - self.rows[0].shift[:, None].to(self.device)
-        self.index = torch.arange(self.original_length, device=self.device).expand(self.batch, -1)
-        self.picture: Tensor | None = None
-        self.token: Tensor | None = None
-        self.newline: Tensor | None = None
-        self.line: Tensor | None = None
-        drop: Tensor | None = None
+        keep: Tensor | None = None
         if self.layout is not None:
-            self.picture, self.token = self.layout.picture.to(self.device), self.layout.token.to(self.device)
-            if self.layout.newlines is not None:
-                self.newline, self.line = self.layout.newlines.to(self.device), self.layout.lines.to(self.device)
+            self.candidates = self.layout.tokens
             visual: Tensor | None = arguments.get("visual_pos_masks")
             self.deepstack = None if visual is None else DeepStackRows(visual)
             self.selected, self.events = decide(self.chain, self.layout, arguments)
-            drop = leaving(self.layout, self.selected)
+            keep = staying(self.layout, self.selected)
         for rows in dict.fromkeys(self.rows):
-            rows.extend(self.batch, self.past_length[rows.leader], self.original_length, self.valid, self.device)
-        if drop is not None:
-            index, _ = self._compact(~drop, 0, self.chain.door_positions)
+            rows.extend(self.batch, self.past_length[rows.leader], self.original_length, self.slots.valid, self.device)
+        if keep is not None and (index := self._compact(keep, 0, self.chain.door_positions)) is not None:
             for name in ("input_ids", "inputs_embeds"):
                 if arguments.get(name) is not None:
                     arguments[name] = gather_rows(arguments[name], index)
             self._drop_deepstack(arguments)
             self.compacted = False
-        if drop is not None or is_visual(self.cache):
+        if self.moved or is_visual(self.cache):
             arguments["position_ids"] = self.positions[0] if plain else self.positions
             mask = self.rows[0].valid
             if mask is None and self.cache is None:
                 # Without a cache and a mask, transformers takes gaps in position ids for packed sequences.
-                mask = torch.ones(self.batch, self.index.shape[1], dtype=torch.bool, device=self.device)
+                mask = torch.ones(self.batch, self.slots.width, dtype=torch.bool, device=self.device)
             arguments["attention_mask"] = mask
             if self.cache is not None and is_visual(self.cache):
                 arguments["past_key_values"] = PhysicalCache(self.cache)
@@ -156,10 +147,11 @@ class DecoderStep:
         cached = layers[layer]
         return cached.physical_length if isinstance(cached, VisualCacheLayer) else cached.get_seq_length()
 
-    def _new_validity(self, mask: Tensor | None) -> Tensor | None:
-        """Which of the new slots are no padding; None for all."""
+    def _arrived(self, mask: Tensor | None) -> Slots:
+        """The slots of this call, all of them."""
+        everything = [self.original_length] * self.batch
         if mask is None:
-            return None
+            return Slots(self.original_length, everything, None)
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             raise ValueError(
                 f"{self.chain.label} needs a 2-D attention mask (rows, slots), got "
@@ -168,49 +160,77 @@ class DecoderStep:
             )
         valid = mask[:, -self.original_length :].bool().to(self.device)
         if self.original_length == 1 and self.rows[0].valid is not None:
-            return valid  # decoding: not worth a look, the earlier padding needs a mask anyway
-        return None if bool(valid.all()) else valid
+            return Slots(1, everything, valid)  # decoding: not worth a look, the earlier padding needs a mask anyway
+        counts = valid.sum(1).tolist()
+        return Slots(self.original_length, counts, None if counts == everything else valid)
+
+    # What the slots that are left are, (rows, slots now); None in a call without pictures, or without newlines.
+
+    @property
+    def picture(self) -> Tensor | None:
+        """Number of the picture; -1 on text and padding."""
+        return None if self.layout is None else self.slots.on(self.layout.picture)
+
+    @property
+    def newline(self) -> Tensor | None:
+        """Bool, newline tokens."""
+        return None if self.layout is None or self.layout.newlines is None else self.slots.on(self.layout.newlines)
 
     # Removing slots.
 
-    def _compact(self, keep: Tensor, layer: int, positions: Positions) -> tuple[Tensor, Tensor | None]:
-        """Remove slots for the layers from `layer` on; returns where the remaining ones stood and which are valid."""
-        before = self.index.shape[1]
-        if self.valid is not None:
-            keep = keep & self.valid
-        dropped = ~keep if self.valid is None else ~keep & self.valid
+    def _compact(self, keep: Tensor, layer: int, positions: Positions) -> Tensor | None:
+        """Remove slots for the layers from `layer` on.
+
+        Returns:
+            (rows, slots now), where the remaining ones stood; None if all remain.
+        """
+        before = self.slots
+        if before.valid is not None:
+            keep = keep & before.valid
+        counts, newlines = self._count(keep)
+        if counts == before.counts:
+            return None
+        self.candidates = [left - text - n for left, text, n in zip(counts, self._texts(), newlines, strict=True)]
         index, valid = compact_index(keep)
         self._own_rows(layer)
         length = index.shape[1]
         shift: Tensor | None = None
         if positions == "compact":
+            dropped = ~keep if before.valid is None else ~keep & before.valid
             self.positions, shift = dense_positions(self.positions, dropped, self.picture)
-        self.positions = torch.stack([gather_rows(axis, index) for axis in self.positions])
+        self.positions = gather_rows(self.positions.movedim(0, -1), index).movedim(-1, 0)
         if valid is not None:
             self.positions = self.positions.masked_fill(~valid, 0)
-        # Behind the last slot that leaves, in the slots of this call.
-        behind = torch.where(dropped, self.index + 1, 0).amax()
         for rows in dict.fromkeys(self.rows[layer:]):
             rows.replace_tail(self.batch, self.past_length[rows.leader], length, valid, self.device)
-            rows.removed += before - length
-            rows.removal_end = torch.maximum(behind + self.past, torch.as_tensor(rows.removal_end).to(behind))
+            rows.removed += before.width - length
+            if self.layout is not None:
+                rows.removal_end = max(self.past + self.layout.end, rows.removal_end)
             if shift is not None:
                 rows.subtract(shift)
-        for name in ("index", "picture", "token", "newline", "line"):
-            if (on_slots := getattr(self, name)) is not None:
-                setattr(self, name, gather_rows(on_slots, index))
-        if self.picture is not None and valid is not None:
-            self.picture = self.picture.masked_fill(~valid, -1)
+        self.slots = Slots(length, counts, valid, index if before.index is None else before.index.gather(1, index))
         if self.deepstack is not None:
             self.deepstack.compact(index)
         for captured in self.captured.values():
-            captured.slots = gather_rows(captured.slots, index)
-        self.valid = valid
-        self.row_lengths = _lengths(valid, length)
+            captured.compact(index)
         self.compacted = self.moved = True
         self.masks.clear()
         self.embeddings.clear()
-        return index, valid
+        return index
+
+    def _count(self, keep: Tensor) -> tuple[list[int], list[int]]:
+        """Per row, how many slots stay, and how many newlines among them; the one time that the host waits."""
+        if self.newline is None:
+            return keep.sum(1).tolist(), [0] * self.batch
+        counts, newlines = torch.stack((keep.sum(1), (keep & self.newline).sum(1))).tolist()
+        return counts, newlines
+
+    def _texts(self) -> list[int]:
+        """Per row, number of text slots."""
+        if self.layout is None:
+            return self.original_lengths
+        visual = self.layout.visual.sum(1).tolist()
+        return [length - n for length, n in zip(self.original_lengths, visual, strict=True)]
 
     def _own_rows(self, layer: int) -> None:
         """Make the layers from `layer` on keep rows of their own, in a cache that keeps two lengths."""
@@ -234,7 +254,7 @@ class DecoderStep:
         for stage in stages:
             hidden = self._run(stage, layer, hidden)
         self.captured = {}
-        self.lengths[layer] = (self.row_lengths, self.past_length[layer])
+        self.lengths[layer] = (self.slots.counts, self.past_length[layer])
         own = self.rows[layer] is not self.rows[0]
         if self.compacted or own:
             kwargs["attention_mask"] = self._mask(layer, hidden)
@@ -255,7 +275,7 @@ class DecoderStep:
 
     def _embeddings(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
         own, first = self.past_shift[layer], self.past_shift[0]
-        key = (id(own), self.index.shape[1])
+        key = (id(own), self.slots.width)
         if key not in self.embeddings:
             positions = self.positions
             if own is not None and own is not first:
@@ -273,68 +293,65 @@ class DecoderStep:
         return cos.to(hidden.device), sin.to(hidden.device)
 
     def _run(self, stage: ChainStage, layer: int, hidden: Tensor) -> Tensor:
-        if self.picture is None or self.layout is None:
+        picture, newline = self.picture, self.newline
+        if picture is None or self.layout is None or not max(self.candidates):
             return hidden
-        visual = self.picture >= 0
-        if self.newline is not None:
-            visual = visual & ~self.newline
-        slots, valid = compact_index(visual)
-        if slots.shape[1] == 0:
-            return hidden
-        if valid is None:
-            valid = torch.ones_like(slots, dtype=torch.bool)
-        first = torch.tensor(self.layout.first, device=self.device)
-        number = torch.where(valid, gather_rows(self.picture, slots) - first[:, None], -1)
+        visual = picture >= 0
+        candidate = visual if newline is None else visual & ~newline
+        at, valid = compact_index(candidate)
+        all_valid = torch.ones_like(at, dtype=torch.bool) if valid is None else valid
+        number = self._within_row(gather_rows(picture, at))
+        if valid is not None:
+            number = number.masked_fill(~valid, -1)
         arrived = torch.zeros(self.batch, self.layout.most + 1, dtype=torch.long, device=self.device)
         arrived = arrived.scatter_add(1, number + 1, torch.ones_like(number))[:, 1:]
-        attention = self._attention(next(iter(stage.signals)), slots, valid) if stage.signals else None
+        attention = self._attention(next(iter(stage.signals)), at, valid) if stage.signals else None
         memory = self.memory.setdefault(stage.method, {})
         with torch.no_grad():
-            decision = stage.decide(VisualTokens(layer, valid, number, arrived, attention, memory))
-        before = (self.picture >= 0).sum()
+            decision = stage.decide(VisualTokens(layer, all_valid, number, arrived, attention, memory))
         if decision is None:
             return hidden
         if not isinstance(decision, Keep):
             raise TypeError(f"{stage.method}: a stage at a decoder layer must return Keep, got {decision!r}.")
-        stays = decision.mask.to(self.device) | ~valid
+        drop = ~decision.mask.to(self.device)
+        if valid is not None:
+            drop = drop & valid
         # Padding points at slot 0: it must not undo what is decided about that slot.
-        drop = torch.zeros_like(visual).scatter_reduce(1, slots, ~stays, "amax")
-        if self.newline is not None and self.line is not None:
+        keep = ~torch.zeros_like(visual).scatter_reduce(1, at, drop, "amax")
+        if newline is not None:
             # A newline stays as long as a token of its line does.
-            alive = living(self.line.clamp_min(0), visual & ~drop)
-            drop = drop | (self.newline & (self.picture >= 0) & ~alive)
-        self.events.append(Event(stage, layer, before, before - drop.sum()))
-        if not bool(drop.any()):
-            return hidden
-        index, _ = self._compact(~drop, layer, stage.positions)
-        return gather_rows(hidden, index)
+            lines = self.slots.on(self.layout.lines).clamp_min(0)
+            count = self.layout.longest * len(self.layout.source)
+            keep = keep & ~(newline & visual & ~living(lines, count, candidate & keep))
+        self.events.append(Event(stage, layer, [visual], [visual & keep]))
+        index = self._compact(keep, layer, stage.positions)
+        return hidden if index is None else gather_rows(hidden, index)
+
+    def _within_row(self, picture: Tensor) -> Tensor:
+        """Numbers of pictures counted within the row instead of over the batch."""
+        if self.layout is None or not any(self.layout.first):
+            return picture
+        return picture - torch.tensor(self.layout.first, device=self.device)[:, None]
 
     # Signals.
 
     def capture(self, layer: int, signal: str, hidden: Tensor, cos: Tensor, sin: Tensor) -> None:
         """Remember which query rows of this layer's attention the next layer's stage will ask for."""
-        if self.picture is None:
+        if self.picture is None or self.layout is None:
             return
         hidden = hidden.detach()
-        cos, sin = cos.expand(self.batch, -1, -1), sin.expand(self.batch, -1, -1)
-        rows, row_valid = query_rows(signal, self.picture, self.valid)
-        self.captured[signal] = Captured(
-            layer,
-            rows,
-            row_valid,
-            gather_rows(hidden, rows),
-            (gather_rows(cos, rows), gather_rows(sin, rows)),
-            torch.arange(hidden.shape[1], device=self.device).expand(self.batch, -1),
-            hidden.shape[1],
-            (hidden, (cos, sin)) if self.cache is None else None,
+        if len(cos) != self.batch:
+            cos, sin = cos.expand(self.batch, -1, -1), sin.expand(self.batch, -1, -1)
+        self.captured[signal] = Captured.of(
+            signal, layer, hidden, (cos, sin), self.picture, self.slots, without_cache=self.cache is None
         )
 
-    def _attention(self, signal: str, slots: Tensor, slot_valid: Tensor) -> Tensor:
+    def _attention(self, signal: str, at: Tensor, valid: Tensor | None) -> Tensor:
         """Attention that the captured query rows gave each visual slot, (rows, tokens); 0 on padding."""
         captured = self.captured[signal]
         cached = self._cached()[captured.layer].keys if self.cache is not None else None
-        scores = captured.attention(self.integration, cached, self.rows[captured.layer].valid)
-        return gather_rows(scores, slots).masked_fill(~slot_valid.to(scores.device), 0)
+        scores = gather_rows(captured.attention(self.integration, cached, self.rows[captured.layer].valid), at)
+        return scores if valid is None else scores.masked_fill(~valid.to(scores.device), 0)
 
     # Afterwards.
 
@@ -354,13 +371,14 @@ class DecoderStep:
         if not self.moved:
             return
         new = torch.full((self.batch, self.original_length), -1, device=self.device)
-        numbers = torch.arange(self.index.shape[1], device=self.device).expand(self.batch, -1)
-        valid = self.valid if self.valid is not None else torch.ones_like(numbers, dtype=torch.bool)
+        index = self.slots.original(self.device)
+        numbers = torch.arange(self.slots.width, device=self.device).expand(self.batch, -1)
+        valid = self.slots.valid if self.slots.valid is not None else torch.ones_like(numbers, dtype=torch.bool)
         # Padding writes where the last slot, which is never padding, writes the same.
-        index, numbers = (torch.where(valid, x, x[:, -1:]) for x in (self.index, numbers))
+        index, numbers = (torch.where(valid, x, x[:, -1:]) for x in (index, numbers))
         new = new.scatter(1, index, numbers)
         if wanted.dtype == torch.bool:
-            left = gather_rows(wanted.to(self.device), self.index) & valid
+            left = gather_rows(wanted.to(self.device), index) & valid
             wanted.set_(left.to(wanted.device))  # type: ignore[call-overload]
             return
         positions = (wanted.to(self.device) % self.original_length).expand(self.batch, -1)
@@ -379,15 +397,9 @@ class DecoderStep:
 
     def surviving_labels(self, labels: Tensor) -> Tensor:
         """Labels (rows, original slots) on the slots that are left; padding and what follows it are ignored."""
-        index = self.index.to(labels.device)
-        kept = gather_rows(labels, index)
-        if self.valid is not None:
-            valid = self.valid.to(labels.device)
+        kept = gather_rows(labels, self.slots.original(labels.device))
+        if self.slots.valid is not None:
+            valid = self.slots.valid.to(labels.device)
             follows = torch.cat((torch.ones_like(valid[:, :1]), valid[:, :-1]), dim=1)
             kept = kept.masked_fill(~(valid & follows), -100)
         return kept
-
-
-def _lengths(valid: Tensor | None, slots: int) -> Tensor | int:
-    """Valid slots per row, or the one number for all rows."""
-    return slots if valid is None else valid.sum(1)

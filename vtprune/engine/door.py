@@ -51,20 +51,29 @@ def _with_new_features(flat: Tensor, level: int, layout: VisualLayout, selected:
         if one.levels is None:
             continue
         features = one.levels[level]
-        shown = [n for n, source in enumerate(layout.source) if source in one.numbers]
-        which = [one.numbers.index(layout.source[n]) for n in shown]
-        places = layout.places[shown, : features.shape[1]].flatten().to(flat.device)
+        shown, which = _shown(layout, one)
+        places = layout.places_of(shown, features.shape[1]).flatten().to(flat.device)
         flat = flat.index_put((places,), features[which].flatten(0, 1))
     return flat
 
 
-def leaving(layout: VisualLayout, selected: Sequence[Selected]) -> Tensor | None:
-    """Bool (rows, slots): the slots that leave; None if all stay."""
-    if all(bool(one.kept.all()) for one in selected):
+def staying(layout: VisualLayout, selected: Sequence[Selected]) -> Tensor | None:
+    """Bool (rows, slots): the slots that stay, text and padding among them; None if nothing was decided."""
+    if not selected:
         return None
-    device = layout.picture.device
-    stays = torch.ones(len(layout.pictures), layout.places.shape[1], dtype=torch.bool, device=device)
+    stays = torch.ones(layout.visual.size, dtype=torch.bool, device=layout.device)
     for one in selected:
-        stays[one.numbers, : one.kept.shape[1]] = one.kept.to(device)
-    source = torch.tensor(layout.source, device=device)[layout.picture.clamp_min(0)]
-    return (layout.picture >= 0) & ~stays[source, layout.token.clamp_min(0)]
+        shown, which = _shown(layout, one)
+        places = layout.places_of(shown, one.kept.shape[1])
+        kept = one.kept.to(layout.device)
+        if which != list(range(len(kept))):
+            kept = kept[which]
+        stays[places] = kept
+    return stays.view(layout.visual.shape)
+
+
+def _shown(layout: VisualLayout, selected: Selected) -> tuple[list[int], list[int]]:
+    """Pictures of the batch that show the selected ones, and which of these each shows."""
+    at = {number: i for i, number in enumerate(selected.numbers)}
+    shown = [n for n, source in enumerate(layout.source) if source in at]
+    return shown, [at[layout.source[n]] for n in shown]

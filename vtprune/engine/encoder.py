@@ -15,17 +15,26 @@ from vtprune.integrations.base import EncoderBlock, EncoderCall, Integration, Pi
 from vtprune.kernels import attention_column_mass, attention_scores, gather_rows, merge_by_owner
 from vtprune.methods.base import EncoderTokens, Group, Pictures, Replace
 
-Count = int | Tensor
+# A number of tokens, or masks that mark them: these are counted when someone asks, not while the model runs.
+Count = int | Sequence[Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """A stage that acted: its method, place and layer, and the number of visual tokens before and after."""
+    """A stage that acted: its method, place and layer, and the visual tokens before and after."""
 
     stage: ChainStage
     layer: int | None
     before: Count
     after: Count
+
+    def counts(self) -> tuple[int, int]:
+        """Numbers of visual tokens before and after."""
+        before, after = (
+            count if isinstance(count, int) else sum(int(mask.sum()) for mask in count)
+            for count in (self.before, self.after)
+        )
+        return before, after
 
 
 class EncoderRun:

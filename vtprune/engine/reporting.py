@@ -7,7 +7,6 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vtprune.engine.cache import VisualCacheLayer
 from vtprune.engine.chain import Chain
@@ -24,7 +23,7 @@ class Prefill:
     """What a report needs of a finished prefill, without its hidden states and its cache."""
 
     def __init__(self, integration: Integration, chain: Chain, step: DecoderStep) -> None:
-        if step.layout is None or step.picture is None or step.token is None:
+        if step.layout is None:
             raise RuntimeError("only a prefill with pictures has a report.")
         self.integration = integration
         self.chain = chain
@@ -34,7 +33,8 @@ class Prefill:
         self.runs: list[EncoderRun] = list(light.values())
         self.selected: list[Selected] = [dataclasses.replace(one, levels=None) for one in step.selected]
         self.events = [*(event for run in self.runs for event in run.events), *step.events]
-        self.picture, self.token, self.batch = step.picture, step.token, step.batch
+        self.slots = step.slots
+        self.batch = step.batch
         self.lengths = step.lengths
         self.original_lengths = step.original_lengths
         self.kv_bytes = _kv_bytes(step)
@@ -61,7 +61,7 @@ class Prefill:
         return self._report
 
     def _pictures(self) -> tuple[PictureReport, ...]:
-        picture, token = self.picture.cpu(), self.token.cpu()
+        picture, token = self.slots.on(self.layout.picture).cpu(), self.slots.on(self.layout.token).cpu()
         became = {number: (one, i) for one in self.selected for i, number in enumerate(one.numbers)}
         rows = [bisect.bisect_right(self.layout.first, number) - 1 for number in range(len(self.layout.source))]
         reports = []
@@ -98,9 +98,9 @@ class Prefill:
         for i, layer in enumerate(self.integration.decoder_layers):
             linear, width = linear_flops(layer), self.integration.decoder_width(layer)
             length, past = self.lengths[i]
-            for n in self._per_row(self.original_lengths):
+            for n in self.original_lengths:
                 before += n * linear + attention_flops(n, past + n, width)
-            for n in self._per_row(length):
+            for n in length:
                 after += n * linear + attention_flops(n, past + n, width)
         return before, after
 
@@ -120,9 +120,6 @@ class Prefill:
                 after += attended * rest + fed * mlp + attention_flops(attended, attended, width)
         return before, after
 
-    def _per_row(self, length: Tensor | int) -> list[int]:
-        return [length] * self.batch if isinstance(length, int) else length.tolist()
-
     def _notes(self) -> tuple[str, ...]:
         acted = {event.stage.method for event in self.events}
         idle = [name for name in dict.fromkeys(self.chain.names) if name not in acted]
@@ -136,7 +133,7 @@ class Prefill:
 
 
 def _place(event: Event) -> PlaceReport:
-    before, after = int(event.before), int(event.after)
+    before, after = event.counts()
     note = "kept everything" if before == after else ""
     return PlaceReport(event.stage.method, event.stage.stage.place.value, event.layer, before, after, note)
 

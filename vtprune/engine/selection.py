@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vtprune.engine.chain import ChainStage
 from vtprune.engine.encoder import Event
+from vtprune.engine.geometry import Part, geometry
 from vtprune.engine.layout import Picture, VisualLayout
 from vtprune.integrations.base import Grid, PictureLayout
 from vtprune.kernels import compact_index
@@ -49,32 +50,39 @@ def select(
     shown = {source: place for place, source in reversed(list(enumerate(layout.source)))}
     batches: list[tuple[list[int], _Batch]] = []
     for one, numbers in alike.items():
-        places = layout.places[[shown[n] for n in numbers], : one.slots]
+        places = layout.places_of([shown[n] for n in numbers], one.slots)
         features = [x[places.to(x.device)] for x in levels]
         batches.append((numbers, _Batch(one, [layout.pictures[n] for n in numbers], features)))
     events = []
+    standing = [batch.standing() for _, batch in batches]
     for stage in stages:
-        before = [batch.with_newlines().sum() for _, batch in batches]
+        before = standing
         for _, batch in batches:
             batch.act(stage)
-        after = [batch.with_newlines().sum() for _, batch in batches]
-        events.append(Event(stage, None, torch.stack(before).sum(), torch.stack(after).sum()))
+        standing = [batch.standing() for _, batch in batches]
+        events.append(Event(stage, None, before, standing))
     return [
-        Selected(numbers, batch.with_newlines(), batch.owner, batch.levels if batch.replaced else None)
-        for numbers, batch in batches
+        Selected(numbers, kept, batch.owner, batch.levels if batch.replaced else None)
+        for (numbers, batch), kept in zip(batches, standing, strict=True)
     ], events
 
 
 class _Batch:
-    """Pictures with one layout."""
+    """Pictures with one layout.
+
+    Attributes:
+        alive: Bool (pictures, slots), candidates that are left.
+        complete: Whether no candidate has left yet.
+    """
 
     def __init__(self, layout: PictureLayout, pictures: list[Picture], levels: list[Tensor]) -> None:
         self.layout = layout
         self.pictures = pictures
         self.levels = levels
         self.device = levels[0].device
-        self.candidates = (~layout.newlines).nonzero().squeeze(1)
-        self.alive = (~layout.newlines).to(self.device).repeat(len(pictures), 1)
+        self.geometry = geometry(layout, self.device)
+        self.alive = self.geometry.candidates.expand(len(pictures), -1)
+        self.complete = True
         self.owner: Tensor | None = None
         self.replaced = False
         groups = [torch.cat([p.run.groups[u] for u in p.units]) for p in pictures if p.run.groups is not None]
@@ -100,82 +108,82 @@ class _Batch:
         first = first.scatter_reduce(0, numbers.flatten(), on_slot.flatten(), "amin")[numbers]
         self.owner = torch.where(groups < 0, on_slot, first)
         self.alive = self.alive & (self.owner == on_slot)
+        self.complete = False
 
-    def with_newlines(self) -> Tensor:
+    def standing(self) -> Tensor:
         """Bool (pictures, slots): what stays; a newline stays as long as a token of its line does."""
-        if self.layout.lines is None:
+        if self.geometry.lines is None:
             return self.alive
-        lines, newlines = self.layout.lines.to(self.device), self.layout.newlines.to(self.device)
-        return self.alive | (newlines & living(lines.expand_as(self.alive), self.alive))
+        lines = self.geometry.lines.expand(len(self.pictures), -1)
+        return self.alive | (self.geometry.newlines & living(lines, self.layout.slots, self.alive))
 
     def act(self, stage: ChainStage) -> None:
         """Run one stage."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and stage.differentiable):
-            for slots, grid, share in self._parts(stage):
-                self._act_on(stage, slots.to(self.device), grid, share)
-
-    def _parts(self, stage: ChainStage) -> list[tuple[Tensor, Grid | None, int | None]]:
-        """What is decided together: slots (parts, tokens), their grid, and their share of a number of tokens."""
-        whole: list[tuple[Tensor, Grid | None]]
-        if stage.stage.needs_grid:
-            whole = [(m.slots(), m.grid) for m in self.layout.maps]
-        elif stage.stage.scope == "tile":
-            whole = [piece for m in self.layout.maps for piece in m.pieces()]
-        else:
-            whole = [(self.candidates, self.layout.maps[0].grid if len(self.layout.maps) == 1 else None)]
         budget = stage.stage.budget
-        alike: dict[tuple[Grid | None, int | None], list[Tensor]] = {}
-        before = 0
-        for slots, grid in whole:
-            share = None
-            if isinstance(budget, int) and len(whole) > 1:
-                # Rounding down at the edges of the parts makes the shares add up.
-                edges = (before, before + len(slots))
-                first, last = (min(budget, len(self.candidates)) * edge // len(self.candidates) for edge in edges)
-                share = last - first
-            alike.setdefault((grid, share), []).append(slots)
-            before += len(slots)
-        return [(torch.stack(slots), grid, share) for (grid, share), slots in alike.items()]
+        parts = self.geometry.parts(
+            stage.stage.needs_grid, stage.stage.scope == "tile", budget if isinstance(budget, int) else None
+        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and stage.differentiable):
+            complete = self.complete
+            for part in parts:
+                self._act_on(stage, part, complete)
 
-    def _act_on(self, stage: ChainStage, slots: Tensor, grid: Grid | None, share: int | None) -> None:
+    def _act_on(self, stage: ChainStage, part: Part, complete: bool) -> None:
         # Which slots, of which picture: (parts of all pictures, tokens).
-        where = slots.repeat(len(self.pictures), 1)
-        number = torch.arange(len(self.pictures), device=self.device).repeat_interleave(len(slots))[:, None]
-        if share == 0:
-            self.alive = self.alive.index_put((number, where), torch.zeros_like(where, dtype=torch.bool))
+        count, pieces = len(self.pictures), len(part.slots)
+        where = part.slots if count == 1 else part.slots.repeat(count, 1)
+        number = torch.arange(count, device=self.device).repeat_interleave(pieces)[:, None]
+        if part.share == 0:
+            self._set_alive(number, where, torch.zeros_like(where, dtype=torch.bool))
+            return
+        if complete:
+            self._decide(stage, number, where, part.grid, part.share, part.everything)
             return
         alive = self.alive[number, where]
-        if bool(alive.all()):
-            self._decide(stage, number, where, grid, share)
-            return
-        # Later stages see only what earlier ones kept; parts that keep equally many are decided together.
         counts = alive.sum(1)
-        for count in counts.unique().tolist():
-            if count:
-                chosen = (counts == count).nonzero().squeeze(1)
-                index, _ = compact_index(alive[chosen])
-                self._decide(stage, number[chosen], where[chosen].gather(1, index), None, share)
+        # Later stages see only what earlier ones kept; parts that keep equally many are decided together.
+        for left in sorted(set(counts.tolist()) - {0}):
+            if left == where.shape[1] and bool((counts == left).all()):
+                self._decide(stage, number, where, part.grid, part.share, part.everything)
+                continue
+            chosen = (counts == left).nonzero().squeeze(1)
+            index, _ = compact_index(alive[chosen])
+            self._decide(stage, number[chosen], where[chosen].gather(1, index), None, part.share)
 
-    def _decide(self, stage: ChainStage, number: Tensor, where: Tensor, grid: Grid | None, share: int | None) -> None:
+    def _decide(
+        self,
+        stage: ChainStage,
+        number: Tensor,
+        where: Tensor,
+        grid: Grid | None,
+        share: int | None,
+        everything: bool = False,
+    ) -> None:
         def pick(x: Tensor | None) -> Tensor | None:
-            if x is None or (where.shape == x.shape[:2] and len(self.candidates) == x.shape[1] and grid is not None):
-                return x  # all slots of all pictures, in order
-            return x[number, where]
+            return x if x is None or everything else x[number, where]
 
         projected = pick(self.levels[0])
         encoded = pick(self.encoded)
         shown = projected if encoded is None or stage.stage.needs_grid else encoded
         if shown is None or projected is None:
             raise RuntimeError("a picture reached the language model without features.")
-        cells = Cells(*self.layout.cells.to(self.device)[where].unbind(-1))
+        cells = Cells(*(x.expand_as(where) if everything else x[where] for x in self.geometry.cells))
         pictures = Pictures(grid, shown, projected, pick(self.attention), cells, self.layout.seconds, share)
         decision = stage.decide(pictures)
         if isinstance(decision, Keep):
-            self.alive = self.alive.index_put((number, where), decision.mask.to(self.device))
+            mask = decision.mask.to(self.device)
+            if everything:
+                self.alive, self.complete = mask, False
+            else:
+                self._set_alive(number, where, mask)
         elif isinstance(decision, Replace) and grid is not None:
             self._replace(stage, number, where, grid, decision)
         elif decision is not None:
             raise TypeError(f"{stage.method}: a stage at the encoder's output cannot return {type(decision).__name__}.")
+
+    def _set_alive(self, number: Tensor, where: Tensor, values: Tensor) -> None:
+        self.alive = self.alive.index_put((number, where), values)
+        self.complete = False
 
     def _replace(self, stage: ChainStage, number: Tensor, where: Tensor, grid: Grid, decision: Replace) -> None:
         """Put new features on the first slot of each group; the same is done to every level."""
@@ -193,13 +201,12 @@ class _Batch:
         if self.owner is None:
             self.owner = torch.arange(self.layout.slots, device=self.device).repeat(len(self.pictures), 1)
         self.owner = self.owner.index_put((number, where), where.gather(1, first.gather(1, owner)))
-        self.alive = self.alive.index_put((number, where), first.gather(1, owner) == tokens)
+        self._set_alive(number, where, first.gather(1, owner) == tokens)
         self.replaced = True
         self.encoded = None  # belongs to tokens that are no more
 
 
-def living(lines: Tensor, alive: Tensor) -> Tensor:
-    """For every slot whether its line (rows, slots), >= 0, has a living slot (rows, slots)."""
-    rows = len(lines)
-    table = torch.zeros(rows, int(lines.max()) + 1, dtype=torch.bool, device=alive.device)
+def living(lines: Tensor, count: int, alive: Tensor) -> Tensor:
+    """For every slot whether its line (rows, slots), in [0, count), has a living slot (rows, slots)."""
+    table = torch.zeros(len(lines), count, dtype=torch.bool, device=alive.device)
     return table.scatter_reduce(1, lines, alive, "amax").gather(1, lines)

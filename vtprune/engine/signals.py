@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from vtprune.engine.slots import Slots
 from vtprune.integrations.base import Integration
 from vtprune.kernels import attention_scores, compact_index, gather_rows
 
@@ -18,13 +19,49 @@ class Captured:
     """What a layer's attention saw, as far as the next layer's stage needs it: its query rows, and its keys' source."""
 
     layer: int
-    rows: Tensor  # (rows, n), slots of the queries
-    row_valid: Tensor  # bool (rows, n)
+    rows: Tensor | None  # (rows, n), slots of the queries; None for the last slot of every row
+    row_valid: Tensor | None  # bool (rows, n), None for all
     queries: Tensor  # (rows, n, width), normalised hidden states
     rotation: Rotation  # of the queries
-    slots: Tensor  # (rows, slots now), where each slot that is still there stood in this layer
+    slots: Tensor | None  # (rows, slots now), where each slot stood in this layer; None as long as all are there
     length: int  # slots in this layer
     everything: tuple[Tensor, Rotation] | None  # all normalised hidden states and rotations, only without a cache
+
+    @staticmethod
+    def of(
+        signal: str,
+        layer: int,
+        hidden: Tensor,
+        rotation: Rotation,
+        picture: Tensor,
+        slots: Slots,
+        *,
+        without_cache: bool,
+    ) -> Captured:
+        """Note what a signal will need.
+
+        Args:
+            signal: "last_query" or "text_queries".
+            layer: The layer whose attention it is about.
+            hidden: (rows, slots, width), its normalised hidden states.
+            rotation: Of all slots.
+            picture: (rows, slots), number of the slot's picture, -1 on text and padding.
+            slots: The slots that are there.
+            without_cache: Whether the keys have to be made again.
+        """
+        rows = row_valid = None
+        if signal == "last_query" and slots.valid is None:
+            queries, (cos, sin) = hidden[:, -1:], (x[:, -1:] for x in rotation)
+        else:
+            rows, row_valid = query_rows(signal, picture, slots.valid)
+            queries = gather_rows(hidden, rows)
+            cos, sin = (gather_rows(x, rows) for x in rotation)
+        everything = (hidden, rotation) if without_cache else None
+        return Captured(layer, rows, row_valid, queries, (cos, sin), None, hidden.shape[1], everything)
+
+    def compact(self, index: Tensor) -> None:
+        """Follow a removal: (rows, slots now), where the remaining slots stood before it."""
+        self.slots = index if self.slots is None else self.slots.gather(1, index.to(self.slots.device))
 
     def attention(self, integration: Integration, cached: Tensor | None, valid: Tensor | None) -> Tensor:
         """Attention that the query rows gave the slots that are still there, (rows, slots now).
@@ -42,34 +79,37 @@ class Captured:
             elif self.everything is not None:
                 keys = integration.decoder_keys(layer, self.everything[0], *self.everything[1])
             past = keys.shape[2] - self.length
-            numbers = torch.arange(keys.shape[2], device=keys.device)
-            mask = numbers <= self.rows.to(keys.device)[:, :, None] + past  # (rows, queries, keys)
-            if valid is not None:
-                mask = mask & valid.to(keys.device)[:, None, :]
             scores = attention_scores(
                 queries,
                 keys,
                 scale=integration.decoder_scale(layer),
-                mask=mask[:, None],
-                row_mask=self.row_valid.to(keys.device),
-            )
-        return gather_rows(scores, self.slots.to(scores.device) + past)
+                mask=self._mask(past, keys, valid),
+                row_mask=None if self.row_valid is None else self.row_valid.to(keys.device),
+            )[:, past:]
+        return scores if self.slots is None else gather_rows(scores, self.slots)
+
+    def _mask(self, past: int, keys: Tensor, valid: Tensor | None) -> Tensor | None:
+        """Bool (rows, 1, queries or 1, keys): what each query row sees; None for everything."""
+        mask = None if valid is None else valid.to(keys.device)[:, None, None]
+        if self.rows is None:
+            return mask
+        numbers = torch.arange(keys.shape[2], device=keys.device)
+        causal = (numbers <= self.rows.to(keys.device)[:, :, None] + past)[:, None]
+        return causal if mask is None else causal & mask
 
 
-def query_rows(signal: str, picture: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Slots whose attention a signal is about, (rows, n), and which of them count.
+def query_rows(signal: str, picture: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Slots whose attention a signal is about, (rows, n), and which of them count, None for all.
 
     Args:
         signal: "last_query" or "text_queries".
         picture: (rows, slots), number of the slot's picture, -1 on text and padding.
         valid: Bool (rows, slots), False on padding; None without padding.
     """
-    valid = torch.ones_like(picture, dtype=torch.bool) if valid is None else valid
-    length = picture.shape[1]
     if signal == "last_query":
-        last = length - 1 - valid.flip(1).long().argmax(1)
-        wanted = torch.arange(length, device=picture.device) == last[:, None]
-    else:
-        wanted = valid & (picture < 0) & ((picture >= 0).long().cumsum(1) > 0)
-    rows, row_valid = compact_index(wanted)
-    return rows, torch.ones_like(rows, dtype=torch.bool) if row_valid is None else row_valid
+        length = picture.shape[1]
+        if valid is None:
+            return torch.full((len(picture), 1), length - 1, device=picture.device), None
+        return (length - 1 - valid.flip(1).long().argmax(1))[:, None], None
+    text = picture < 0 if valid is None else valid & (picture < 0)
+    return compact_index(text & ((picture >= 0).long().cumsum(1) > 0))
