@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from numbers import Integral, Real
 
+import torch
+from torch import Tensor
+
 Budget = float | int
 
 
@@ -45,3 +48,12 @@ def token_count(keep: Budget, tokens: int) -> int:
         return 0
     count = int(keep) if isinstance(keep, int) else round(keep * tokens)
     return max(1, min(count, tokens))
+
+
+def token_counts(keep: Budget, tokens: Tensor) -> Tensor:
+    """`token_count` of every element of an integer tensor, on its device."""
+    if isinstance(keep, int):
+        return tokens.clamp_max(keep)
+    precise = torch.float32 if tokens.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    count = (tokens.to(precise) * keep).round().to(tokens.dtype)
+    return torch.minimum(count.clamp_min(1), tokens)

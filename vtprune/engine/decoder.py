@@ -61,8 +61,13 @@ class DecoderStep:
 
     # The door.
 
-    def enter(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Change the language model's arguments: fewer slots, their positions and mask, the physical cache."""
+    def enter(self, arguments: dict[str, Any], mask_on_host: Tensor | None = None) -> dict[str, Any]:
+        """Change the language model's arguments: fewer slots, their positions and mask, the physical cache.
+
+        Args:
+            arguments: Of the language model.
+            mask_on_host: Copy of its 2-D mask, if there is one already.
+        """
         inputs = arguments["inputs_embeds"] if arguments.get("inputs_embeds") is not None else arguments["input_ids"]
         self.batch, self.original_length = inputs.shape[:2]
         self.device = inputs.device
@@ -72,7 +77,7 @@ class DecoderStep:
         self.past_shift = [rows.shift for rows in self.rows]
         self.past_length = [self._physical(i) for i in range(len(self.rows))]
         mask = arguments.get("attention_mask")
-        self.slots = self._arrived(mask)
+        self.slots = self._arrived(mask, mask_on_host)
         self.original_lengths = self.slots.counts
         if mask is not None and past and not is_visual(self.cache):
             earlier = mask[:, : -self.original_length].bool().to(self.device)
@@ -147,7 +152,7 @@ class DecoderStep:
         cached = layers[layer]
         return cached.physical_length if isinstance(cached, VisualCacheLayer) else cached.get_seq_length()
 
-    def _arrived(self, mask: Tensor | None) -> Slots:
+    def _arrived(self, mask: Tensor | None, on_host: Tensor | None) -> Slots:
         """The slots of this call, all of them."""
         everything = [self.original_length] * self.batch
         if mask is None:
@@ -161,7 +166,8 @@ class DecoderStep:
         valid = mask[:, -self.original_length :].bool().to(self.device)
         if self.original_length == 1 and self.rows[0].valid is not None:
             return Slots(1, everything, valid)  # decoding: not worth a look, the earlier padding needs a mask anyway
-        counts = valid.sum(1).tolist()
+        seen = valid if on_host is None else on_host[:, -self.original_length :].bool()
+        counts = seen.sum(1).tolist()
         return Slots(self.original_length, counts, None if counts == everything else valid)
 
     # What the slots that are left are, (rows, slots now); None in a call without pictures, or without newlines.

@@ -33,6 +33,7 @@ class _Local(threading.local):
     def __init__(self) -> None:
         self.encoding: EncoderRun | None = None  # during a call of get_image_features or get_video_features
         self.prompt: dict[str, Any] | None = None  # arguments of the multimodal module, during its call
+        self.on_host: dict[str, Tensor] = {}  # copies of its token ids and its mask, if it was given pictures
         self.runs: dict[Kind, EncoderRun] = {}  # what that call encoded, or was given
         self.step: DecoderStep | None = None  # during a call of the language model
         self.finished: DecoderStep | None = None  # the last one, for the loss
@@ -259,9 +260,15 @@ class Engine:
 
     def _enter_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         local, integration = self.local, self.integration
-        local.prompt = _arguments(module, args, kwargs)
+        local.prompt = prompt = _arguments(module, args, kwargs)
         local.runs = {}
-        given = local.prompt.get("mm_encoder_outputs") or {}
+        local.on_host = {}
+        given = prompt.get("mm_encoder_outputs") or {}
+        if given or any(x is not None for name, x in prompt.items() if name.startswith("pixel_values")):
+            # Now, while a GPU has nothing to do yet: later the host would wait for the whole encoder.
+            for name in ("input_ids", "attention_mask"):
+                if isinstance(x := prompt.get(name), Tensor):
+                    local.on_host[name] = x.cpu()
         for kind in integration.modalities:
             if given.get(kind) is None:
                 continue
@@ -276,6 +283,7 @@ class Engine:
     def _leave_multimodal(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.local.prompt = None
         self.local.runs = {}
+        self.local.on_host = {}
 
     def _enter_language_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         local = self.local
@@ -287,19 +295,25 @@ class Engine:
         if local.runs and local.prompt is not None:
             if self.layer_stages:
                 self._refuse_checkpointing(module)
-            layout = self._lay_out(local.prompt, local.runs)
+            layout = self._lay_out(local.prompt, local.on_host, local.runs)
         step = DecoderStep(self.integration, self.chain, layout)
-        arguments = step.enter(arguments)
+        same_mask = local.prompt is not None and arguments.get("attention_mask") is local.prompt.get("attention_mask")
+        arguments = step.enter(arguments, local.on_host.get("attention_mask") if same_mask else None)
         local.step = step
         return (), arguments
 
-    def _lay_out(self, prompt: dict[str, Any], runs: dict[Kind, EncoderRun]) -> VisualLayout:
+    def _lay_out(
+        self, prompt: dict[str, Any], on_host: dict[str, Tensor], runs: dict[Kind, EncoderRun]
+    ) -> VisualLayout:
         integration = self.integration
-        placeholders = {kind: integration.placeholders(kind, prompt) for kind in runs}
+        ids = on_host.get("input_ids")
+        known = prompt if ids is None else {"input_ids": ids}
+        placeholders = {kind: integration.placeholders(kind, known).cpu().numpy() for kind in runs}
         seconds = integration.frame_seconds(prompt) if "video" in runs else None
         if seconds is not None:
             runs["video"].time_frames(seconds)
-        return lay_out(integration, runs, placeholders, prompt.get("input_ids"))
+        start = prompt["inputs_embeds"] if ids is None else prompt["input_ids"]
+        return lay_out(integration, runs, placeholders, ids, start.device)
 
     def _leave_language_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         local = self.local

@@ -130,8 +130,9 @@ class VisualLayout:
 def lay_out(
     integration: Integration,
     runs: Mapping[Kind, EncoderRun],
-    placeholders: Mapping[Kind, Tensor],
+    masks: Mapping[Kind, np.ndarray],
     input_ids: Tensor | None,
+    device: torch.device,
 ) -> VisualLayout:
     """Match placeholders with what was encoded.
 
@@ -141,13 +142,13 @@ def lay_out(
     Args:
         integration: The model's family.
         runs: What was encoded, by kind.
-        placeholders: Bool (rows, slots), by kind.
-        input_ids: (rows, slots), if known.
+        masks: Bool (rows, slots), by kind: the placeholders.
+        input_ids: (rows, slots), on the host, if known.
+        device: Where the layout is used.
 
     Raises:
         ValueError: Placeholders and pictures do not match.
     """
-    masks = {kind: placeholders[kind].cpu().numpy() for kind in runs}
     shown = {kind: _units_per_row(kind, mask, runs[kind].units) for kind, mask in masks.items()}
     shape = next(iter(masks.values())).shape
     numbers = np.full((2, *shape), -1, dtype=np.int64)
@@ -179,7 +180,7 @@ def lay_out(
                 found.append(_picture(runs[kind], units_of_one, slots))
             numbers[:, row, slots] = np.full(len(slots), len(source)), np.arange(len(slots))
             source.append(pictures[key])
-    return VisualLayout(numbers, found, source, first, next(iter(placeholders.values())).device)
+    return VisualLayout(numbers, found, source, first, device)
 
 
 def _picture(run: EncoderRun, units: tuple[int, ...], slots: np.ndarray) -> Picture:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vtprune.budget import Budget, check_keep, token_count
+from vtprune.budget import Budget, check_keep, token_count, token_counts
 
 Positions = Literal["auto", "original", "compact"]
 Scope = Literal["picture", "tile"]
@@ -169,8 +169,7 @@ class VisualTokens:
 
     def counts(self, keep: Budget) -> Tensor:
         """(rows,): how many visual tokens `keep` allows, summed over the row's pictures."""
-        per_picture = [[token_count(keep, n) for n in row] for row in self.arrived.tolist()]
-        return torch.tensor([sum(row) for row in per_picture], device=self.valid.device)
+        return token_counts(keep, self.arrived).sum(1)
 
 
 Decide = Callable[[Any], Keep | Replace | Group | None]
