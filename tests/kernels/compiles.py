@@ -1,0 +1,86 @@
+"""Compiles Triton kernels for GPUs that need not be there: `python -m tests.kernels.compiles attention_scores`.
+
+Launchers are called on tensors that have shapes and no memory, and Triton compiles what they launch, to a cubin, with
+the assembler that it brings along. Each function below makes the calls of one operator: every arrangement of its
+kernels, at the shapes where tiles are largest. To be run in a process without TRITON_INTERPRET, which would put
+interpreted functions in the kernels' place.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SHARED = {80: 163 * 1024, 90: 227 * 1024}  # shared memory that a block can have, in bytes
+CALLS: dict[str, Callable[[], None]] = {}
+
+
+def compiled(function: Callable[[], None]) -> Callable[[], None]:
+    """Registers a function that calls the launcher of the operator after which it is named."""
+    CALLS[function.__name__] = function
+    return function
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A tensor without memory."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+@compiled
+def attention_scores() -> None:
+    from vtprune.kernels.attention_scores_triton import attention_scores_triton as scores
+
+    for dtype, dim in ((torch.bfloat16, 80), (torch.bfloat16, 256), (torch.float32, 256)):
+        q, k = empty(1, 28, 1, dim, dtype=dtype), empty(1, 4, 4096, dim, dtype=dtype)
+        scores(q, k, key_valid=empty(1, 4096, dtype=torch.bool))
+    q, k = empty(2, 8, 100, 128, dtype=torch.float16), empty(2, 2, 640, 128, dtype=torch.float16)
+    positions, counted = empty(2, 100, dtype=torch.int64), empty(2, 100, dtype=torch.bool)
+    for by_rows, by_heads in (("mean", "mean"), ("max", "mean"), (None, None)):
+        scores(q, k, row_mask=counted, row_positions=positions, reduce_rows=by_rows, reduce_heads=by_heads)
+    q, k, cu = empty(1, 8, 900, 80), empty(1, 2, 900, 80), empty(10, dtype=torch.int32)
+    scores(q, k, cu_seqlens_q=cu, cu_seqlens_k=cu, causal=True, reduce_rows=None, reduce_heads="max")
+    scores(q, k, mask=empty(1, 1, 900, 900, dtype=torch.bool), lse=empty(1, 8, 900, dtype=torch.float32))
+
+
+def compile_calls(function: Callable[[], None], capability: int) -> list[str]:
+    """Compile everything that a function launches; a line for each kernel: its name, shared memory and registers."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import JITFunction
+
+    target = GPUTarget("cuda", capability, 32)
+    driver: Any = SimpleNamespace(
+        get_current_device=lambda: 0, get_current_stream=lambda device: 0, get_current_target=lambda: target
+    )
+    triton.runtime.driver.set_active(driver)
+    run, lines = JITFunction.run, []
+
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        shared = kernel.metadata.shared
+        if not kernel.asm["cubin"] or shared > SHARED[capability]:
+            raise RuntimeError(f"{self.__name__} needs {shared} bytes of shared memory on sm_{capability}: {kwargs}")
+        lines.append(f"sm_{capability} {self.__name__}: {shared} bytes shared")
+
+    JITFunction.run = compile_only  # type: ignore[method-assign]
+    try:
+        function()
+    finally:
+        JITFunction.run = run  # type: ignore[method-assign]
+    return lines
+
+
+def main(names: list[str]) -> None:
+    """Compile the named operators, or all, for every GPU in `SHARED`."""
+    for name, capability in itertools.product(names or CALLS, SHARED):
+        print("\n".join(compile_calls(CALLS[name], capability)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
