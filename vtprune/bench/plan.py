@@ -1,0 +1,224 @@
+"""What a method does to one prompt, as far as it decides how much is computed: recorded once, replayed as the ideal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vtprune
+from vtprune.bench.generate import Requested, generate
+from vtprune.bench.hooks import Hooks
+from vtprune.compat import build_mask
+from vtprune.engine.deepstack import DeepStackRows
+from vtprune.integrations import Integration, integrate
+from vtprune.report import Report
+
+ARGUMENTS = ("position_ids", "attention_mask", "visual_pos_masks", "deepstack_visual_embeds")
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerInput:
+    """What a decoder layer gets that differs from what the language model passes to all of its layers.
+
+    Args:
+        slots: Its slots.
+        mask: Its attention mask, in the form that the attention implementation takes.
+        embeddings: Cosine and sine of its positions; None: as the language model made them.
+        index: (rows, slots), which slots of the layer before; None: the last ones, a plain slice.
+    """
+
+    slots: int
+    mask: Any
+    embeddings: tuple[Tensor, Tensor] | None
+    index: Tensor | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One call of the language model: arguments in the place of the caller's, and what its layers get."""
+
+    arguments: dict[str, Any]
+    layers: dict[int, LayerInput]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that the ideal needs to compute as much as the method does, and nothing that the method decides by.
+
+    Args:
+        steps: The prefill, then each step of decoding.
+        blocks: Per vision block and call, tokens in its attention and in its MLP; empty if nothing leaves in between.
+        towers: Per call of the tower its output, where merged patches were copied back; None where they were not.
+        projected: Per call of the projector, how many tokens run through it, and what stands behind it.
+        deepstack: Per call, the mask and the features that are added behind a decoder layer.
+        lengths: Slots in every decoder layer in the prefill, padding included.
+        report: The method's own report of the recorded run.
+    """
+
+    steps: tuple[Step, ...]
+    blocks: dict[int, list[tuple[int, int]]]
+    towers: list[Any]
+    projected: list[tuple[int, Tensor | None]]
+    deepstack: list[tuple[Tensor, Tensor]]
+    lengths: tuple[int, ...]
+    report: Report
+
+
+def record(model: Any, chain: Any, request: Requested) -> Plan:
+    """Run a request with the methods and note what each part of the model is given.
+
+    Args:
+        model: A model without methods.
+        chain: As for `vtprune.apply`.
+        request: The request.
+
+    Raises:
+        ValueError: The prompt has no picture, or the method works in a way that cannot be replayed.
+    """
+    integration = integrate(model)
+    recorder = _Recorder(integration)
+    with recorder.deepstack_hooks(), vtprune.applied(model, chain), recorder.hooks():
+        generate(model, request)
+        report = vtprune.report(model)
+    if report is None:
+        raise ValueError("the prompt reached the model without a picture or a video.")
+    return recorder.plan(report)
+
+
+class _Recorder:
+    def __init__(self, integration: Integration) -> None:
+        self.integration = integration
+        self.calls: list[dict[str, Any]] = []
+        self.layers: list[dict[int, tuple[int, Any, Any]]] = []
+        self.blocks: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        self.entered: dict[int, int] = {}
+        self.towers: list[Any] = []
+        self.projected: list[tuple[int, Tensor | None]] = []
+        self.deepstack: list[tuple[Tensor, Tensor]] = []
+
+    def deepstack_hooks(self) -> Hooks:
+        """Under the engine's own: sees what is added in the end."""
+        hooks = Hooks()
+        language_model: Any = self.integration.language_model
+        if DeepStackRows.used_by(language_model):
+            hooks.replace(language_model, DeepStackRows.METHOD, self._deepstack)
+        return hooks
+
+    def hooks(self) -> Hooks:
+        """Behind the engine's: see what its hooks have made of the arguments."""
+        integration, hooks = self.integration, Hooks()
+        hooks.before(integration.language_model, self._language_model)
+        for i, layer in enumerate(integration.decoder_layers):
+            hooks.before(layer, self._layer(i))
+        for i, block in enumerate(integration.encoder_blocks):
+            hooks.before(block.attention, self._attention(i))
+            hooks.before(block.before_mlp, self._mlp(i))
+        hooks.after(integration.tower, self._tower)
+        if integration.projects_tiles:
+            hooks.after(integration.projectors[0], self._projector)
+        return hooks
+
+    def _deepstack(self, original: Any) -> Any:
+        def process(hidden: Tensor, mask: Tensor, features: Tensor) -> Any:
+            self.deepstack.append((mask, features))
+            return original(hidden, mask, features)
+
+        return process
+
+    def _language_model(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        names = ARGUMENTS if self.calls else ("inputs_embeds", *ARGUMENTS)
+        self.calls.append({name: kwargs[name] for name in names if name in kwargs})
+        self.layers.append({})
+
+    def _layer(self, index: int) -> Any:
+        def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            seen = (args[0].shape[1], kwargs["attention_mask"], kwargs["position_embeddings"])
+            self.layers[-1][index] = seen
+
+        return hook
+
+    def _attention(self, index: int) -> Any:
+        def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            self.entered[index] = (args[0] if args else kwargs["hidden_states"]).shape[-2]
+
+        return hook
+
+    def _mlp(self, index: int) -> Any:
+        def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            self.blocks[index].append((self.entered[index], args[0].shape[-2]))
+
+        return hook
+
+    def _tower(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        last = len(self.integration.encoder_blocks) - 1
+        spread = self.integration.projects_tiles and output.last_hidden_state.shape[-2] != self.blocks[last][-1][1]
+        all_used = len(self.integration.all_encoder_layers) == last + 1
+        self.towers.append(output if spread and all_used else None)
+
+    def _projector(self, module: Any, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
+        tokens = args[0].shape[-2]
+        self.projected.append((tokens, output if output.shape[-2] != tokens else None))
+
+    def plan(self, report: Report) -> Plan:
+        """What was seen, without what the method needed in order to decide."""
+        steps = tuple(self._step(number) for number in range(len(self.calls)))
+        merged = any(before != after for calls in self.blocks.values() for before, after in calls)
+        return Plan(
+            steps=steps,
+            blocks=dict(self.blocks) if merged else {},
+            towers=self.towers if any(x is not None for x in self.towers) else [],
+            projected=self.projected if any(x is not None for _, x in self.projected) else [],
+            deepstack=self.deepstack if steps[0].layers else [],
+            lengths=tuple(self.layers[0][i][0] for i in range(len(self.layers[0]))),
+            report=report,
+        )
+
+    def _step(self, number: int) -> Step:
+        arguments = dict(self.calls[number])
+        mask = arguments.get("attention_mask")
+        if mask is not None and bool(mask.all()):
+            arguments["attention_mask"] = None
+        seen = self.layers[number]
+        first = seen[0]
+        changed = {}
+        for i, (slots, mask, embeddings) in seen.items():
+            if slots == first[0] and mask is first[1] and embeddings is first[2]:
+                continue
+            if embeddings is first[2]:
+                embeddings = None
+            changed[i] = LayerInput(slots, self._plain_mask(mask, number, i, slots), embeddings)
+        if number and all(x.mask is None and x.embeddings is None for x in changed.values()) and first[1] is None:
+            changed = {}  # decoding without padding: no layer needs anything of its own
+        return Step(arguments, changed)
+
+    def _plain_mask(self, mask: Any, number: int, layer: int, slots: int) -> Any:
+        """The mask as transformers makes it for a bare model; where nothing is padding, that is often none."""
+        if mask is None:
+            return None
+        valid = _valid_keys(mask)
+        key = (number, slots, mask.shape[-1], id(mask))
+        if key not in self._masks:
+            hidden = torch.empty((valid.shape[0], slots, 1), dtype=self.integration.model.dtype, device=mask.device)
+            self._masks[key] = build_mask(
+                self.integration.language_model.config,
+                hidden,
+                None if bool(valid.all()) else valid,
+                valid.shape[1] - slots,
+            )
+        return self._masks[key]
+
+    @property
+    def _masks(self) -> dict[Any, Any]:
+        return self.__dict__.setdefault("_made", {})
+
+
+def _valid_keys(mask: Tensor) -> Tensor:
+    """Bool (rows, keys) from a mask in any of its forms: the last query, which is never padding, sees all of them."""
+    if mask.ndim == 2:
+        return mask.bool()
+    last = mask[:, 0, -1]
+    return last if last.dtype == torch.bool else last == 0

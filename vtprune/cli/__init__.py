@@ -1,0 +1,11 @@
+"""The command line: one file per command."""
+
+from vtprune.cli import bench, kernels, methods, run, train
+from vtprune.cli.common import app
+
+__all__ = ["app", "bench", "kernels", "main", "methods", "run", "train"]
+
+
+def main() -> None:
+    """Entry point of the `vtprune` command."""
+    app()

@@ -1,0 +1,5 @@
+"""`python -m vtprune.cli`."""
+
+from vtprune.cli import main
+
+main()

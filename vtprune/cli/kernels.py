@@ -1,0 +1,1 @@
+"""`vtprune bench-kernels`: every operator beside its reference and the floor of the device."""
