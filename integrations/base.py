@@ -129,6 +129,26 @@ class Integration(ABC):
         """The vision blocks whose output reaches the projector, in order."""
 
     @property
+    def unused_encoder_blocks(self) -> list[EncoderBlock]:
+        """The vision blocks after these, which run all the same."""
+        return []
+
+    def block(self, index: int) -> EncoderBlock:
+        """A vision block, used or unused."""
+        used = self.encoder_blocks
+        return used[index] if index < len(used) else self.unused_encoder_blocks[index - len(used)]
+
+    @property
+    def attention_blocks(self) -> tuple[int, ...]:
+        """The blocks, used and unused ones, in which all patches of a tile or frame see one another."""
+        return tuple(range(len(self.encoder_blocks) + len(self.unused_encoder_blocks)))
+
+    @property
+    @abstractmethod
+    def encoder_heads(self) -> int:
+        """Attention heads of a vision block."""
+
+    @property
     def scored_block(self) -> int:
         """The block whose attention says how much each patch matters: the last used one."""
         return len(self.encoder_blocks) - 1
@@ -204,7 +224,15 @@ class Integration(ABC):
 
     @abstractmethod
     def scores_on_slots(self, call: EncoderCall, scores: list[Tensor]) -> list[Tensor]:
-        """Scores per patch, batches of (sequences, patches) in the encoder's order, as (slots,) of every unit."""
+        """Values per patch as values per slot of every unit, averaged over the patches of a token.
+
+        Args:
+            call: The call that encoded the units.
+            scores: Batches of (sequences, patches, channels), in the encoder's order, with its leading tokens.
+
+        Returns:
+            (slots, channels) of every unit.
+        """
 
     def features_on_slots(self, call: EncoderCall, features: Tensor) -> list[Tensor]:
         """What enters the projector, (tiles, tokens, channels), as (slots, channels) of every unit."""

@@ -55,6 +55,10 @@ class Qwen2VLIntegration(Integration):
         return False
 
     @property
+    def encoder_heads(self) -> int:
+        return self.model.config.vision_config.num_heads
+
+    @property
     def encoder_width(self) -> int:
         block: Any = self.all_encoder_layers[0]
         return block.attn.proj.in_features
@@ -107,7 +111,7 @@ class Qwen2VLIntegration(Integration):
 
     def scores_on_slots(self, call: EncoderCall, scores: list[Tensor]) -> list[Tensor]:
         grids = self.grids(call)
-        tokens = torch.cat([x.flatten() for x in scores]).view(-1, self.merge**2).mean(1)
+        tokens = torch.cat([x.flatten(0, 1) for x in scores]).unflatten(0, (-1, self.merge**2)).mean(1)
         tokens = tokens[self.raster_order(grids).to(tokens.device)]
         return list(tokens.split((grids.prod(-1) // self.merge**2).tolist()))
 
@@ -123,11 +127,15 @@ class Qwen2_5_VLIntegration(Qwen2VLIntegration):
     model_types = ("qwen2_5_vl",)
 
     @property
-    def scored_block(self) -> int:
-        """The last block with full attention: shares of attention within windows cannot be compared across them."""
+    def attention_blocks(self) -> tuple[int, ...]:
+        """The blocks with full attention: shares of attention within windows cannot be compared across them."""
         full = self.model.config.vision_config.fullatt_block_indexes
         last = len(self.all_encoder_layers) - 1
-        return max((i for i in full if i <= last), default=last)
+        return tuple(sorted(i for i in set(full) if i <= last)) or (last,)
+
+    @property
+    def scored_block(self) -> int:
+        return self.attention_blocks[-1]
 
     def encoder_lengths(self, layer: int, call: EncoderCall) -> list[int]:
         vision = self.model.config.vision_config

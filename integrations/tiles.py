@@ -56,10 +56,22 @@ class TileIntegration(Integration):
     @property
     def encoder_blocks(self) -> list[EncoderBlock]:
         layers: Any = self.all_encoder_layers
+        return [self._block(layer) for layer in layers[: self._used]]
+
+    @property
+    def unused_encoder_blocks(self) -> list[EncoderBlock]:
+        layers: Any = self.all_encoder_layers
+        return [self._block(layer) for layer in layers[self._used :]]
+
+    @property
+    def _used(self) -> int:
         # hidden_states[0] is the embedding, hidden_states[i] the output of layer i - 1.
         chosen = self.model.config.vision_feature_layer
-        used = chosen if chosen >= 0 else len(layers) + 1 + chosen
-        return [self._block(layer) for layer in layers[:used]]
+        return chosen if chosen >= 0 else len(self.all_encoder_layers) + 1 + chosen
+
+    @property
+    def encoder_heads(self) -> int:
+        return self.model.config.vision_config.num_attention_heads
 
     def _block(self, layer: Any) -> EncoderBlock:
         attention = layer.self_attn
@@ -125,8 +137,7 @@ class TileIntegration(Integration):
 
     def scores_on_slots(self, call: EncoderCall, scores: list[Tensor]) -> list[Tensor]:
         (per_tile,) = scores
-        tokens = self._blocks(call, per_tile[:, self.leading :]).mean(-1)
-        return [x.squeeze(1) for x in self.assemble(call, tokens[..., None])]
+        return self.assemble(call, self._blocks(call, per_tile[:, self.leading :]).mean(2))
 
     def features_on_slots(self, call: EncoderCall, features: Tensor) -> list[Tensor]:
         return self.assemble(call, features)
@@ -146,12 +157,12 @@ class TileIntegration(Integration):
         ]
 
     def _blocks(self, call: EncoderCall, values: Tensor) -> Tensor:
-        """(tiles, patches) as (tiles, tokens, patches of a token)."""
+        """(tiles, patches, ...) as (tiles, tokens, patches of a token, ...)."""
         n = self.patches_per_token(call)
         if n == 1:
-            return values[..., None]
-        side = self.side // n
-        return values.view(-1, side, n, side, n).transpose(2, 3).reshape(len(values), side**2, n * n)
+            return values.unsqueeze(2)
+        side, rest = self.side // n, values.shape[2:]
+        return values.view(-1, side, n, side, n, *rest).transpose(2, 3).reshape(len(values), side**2, n * n, *rest)
 
     @abstractmethod
     def tiles(self, call: EncoderCall) -> int:

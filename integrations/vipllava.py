@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from vtprune.integrations.base import EncoderBlock
 from vtprune.integrations.llava import LlavaIntegration
 
 
@@ -18,11 +15,10 @@ class VipLlavaIntegration(LlavaIntegration):
         """Several layers are what this family is about."""
 
     @property
-    def encoder_blocks(self) -> list[EncoderBlock]:
-        layers: Any = self.all_encoder_layers
+    def _used(self) -> int:
         chosen = self.model.config.vision_feature_layers
         chosen = [chosen] if isinstance(chosen, int) else chosen
-        return [self._block(x) for x in layers[: max(i if i >= 0 else len(layers) + 1 + i for i in chosen)]]
+        return max(i if i >= 0 else len(self.all_encoder_layers) + 1 + i for i in chosen)
 
     @property
     def leading(self) -> int:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Sequence
 
 from vtprune.integrations.base import Integration
-from vtprune.methods.base import Decide, Method, ModelInfo, Place, Positions, Stage
+from vtprune.methods.base import Decide, EncoderSignal, Method, ModelInfo, Place, Positions, Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ChainStage:
         return self.stage.layers
 
     @property
-    def signals(self) -> frozenset[str]:
+    def signals(self) -> frozenset[str | EncoderSignal]:
         return self.stage.signals
 
     @property
@@ -65,6 +65,9 @@ class Chain:
             has_cls=integration.has_cls,
             patches=integration.patches_per_picture,
             position_axes=integration.position_axes,
+            attention_blocks=integration.attention_blocks,
+            scored_block=integration.scored_block,
+            encoder_heads=integration.encoder_heads,
         )
         auto = integration.auto_positions
         self.stages = [
@@ -90,7 +93,10 @@ class Chain:
         """Those that act before the projector."""
         self.door_stages = [s for s in self.encoder_output_stages if s not in before]
         """Those that act where features enter the language model."""
-        self.scores_encoder = any("encoder_attention" in s.signals for s in self.encoder_output_stages)
+        scored = EncoderSignal("attention", integration.scored_block)
+        asked = [x for s in self.encoder_output_stages for x in s.signals if x != "projected"]
+        self.encoder_signals = frozenset(x if isinstance(x, EncoderSignal) else scored for x in asked)
+        """What is asked of vision blocks."""
         self.weighs_keys = any(s.stage.proportional for s in self.encoder_layer_stages)
         encoder_stages = self.encoder_layer_stages + self.encoder_output_stages
         for earlier, later in itertools.pairwise(encoder_stages):
@@ -108,7 +114,16 @@ class Chain:
         return " + ".join(self.names)
 
     def _check(self, stage: ChainStage, integration: Integration) -> None:
-        unknown = stage.signals - SIGNALS[stage.stage.place]
+        of_blocks = [x for x in stage.signals if isinstance(x, EncoderSignal)]
+        if stage.stage.place is not Place.ENCODER_OUTPUT and of_blocks:
+            raise ValueError(f"{stage.method} asks for {of_blocks[0]}; stages at the encoder's output may, no others.")
+        for signal in of_blocks:
+            if signal.block not in integration.attention_blocks:
+                raise ValueError(
+                    f"{stage.method} asks for the attention of vision block {signal.block}, but of "
+                    f"{integration.family_name} it is known for the blocks {list(integration.attention_blocks)}."
+                )
+        unknown = {x for x in stage.signals if isinstance(x, str)} - SIGNALS[stage.stage.place]
         if unknown:
             raise ValueError(
                 f"{stage.method} asks for {', '.join(sorted(unknown))} at the place {stage.stage.place.value!r}; "

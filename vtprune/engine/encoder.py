@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from vtprune.engine.chain import Chain, ChainStage
+from vtprune.engine.patches import Seen, patch_values
 from vtprune.integrations.base import EncoderBlock, EncoderCall, Integration, PictureLayout
-from vtprune.kernels import attention_column_mass, attention_scores, gather_rows, merge_by_owner
-from vtprune.methods.base import EncoderTokens, Group, Pictures, Replace
+from vtprune.kernels import gather_rows, merge_by_owner
+from vtprune.methods.base import EncoderSignal, EncoderTokens, Group, Pictures, Replace
 
 # A number of tokens, or masks that mark them: these are counted when someone asks, not while the model runs.
 Count = int | Sequence[Tensor]
@@ -43,7 +44,7 @@ class EncoderRun:
     Attributes:
         units: What was encoded, see `Integration`.
         encoded: Per unit, features before the projector (slots, channels); None if nobody asks for them.
-        attention: Per unit, attention that each slot received (slots,); None if nobody asks for it.
+        signals: What was asked of vision blocks, per unit (slots,) or (slots, channels).
         groups: Per unit, the group of every slot (slots,), -1 on newlines; None where nothing was merged.
         layer_tokens: Per block, tokens per tile in its attention and in its MLP.
         projected_tokens: How many tokens ran through the projector.
@@ -59,16 +60,14 @@ class EncoderRun:
         self.projected_tokens = 0
         self.units: list[PictureLayout] = []
         self.encoded: list[Tensor] | None = None
-        self.attention: list[Tensor] | None = None
+        self.signals: dict[EncoderSignal, list[Tensor]] = {}
         self.groups: list[Tensor] | None = None
         # While the tower runs. Tiles are the rows of its batch.
         self.sizes: Tensor | None = None  # (tiles, tokens now), patches per token
         self.token_owner: Tensor | None = None  # (tiles, tokens at first), which token each has become part of
         self.projections: dict[int, tuple[Tensor, ...]] = {}  # what holds queries and keys of the block that runs
         self.attention_inputs: Mapping[str, Any] = {}
-        self.signal: tuple[tuple[Tensor, ...], Mapping[str, Any]] | None = None  # of the block that is scored
-        self.signal_sizes: Tensor | None = None
-        self.signal_owner: tuple[Tensor, int] | None = None
+        self.seen: dict[EncoderSignal, Seen] = {}
         self.merged: Tensor | None = None
         self.mlp_output: Tensor | None = None
         # Before the projector.
@@ -85,9 +84,15 @@ class EncoderRun:
         """Take one of the outputs that hold queries and keys of block `index`."""
         earlier = self.projections.get(index, ()) if part else ()
         self.projections = {index: (*earlier, output)}
-        if part + 1 == parts and index == self.integration.scored_block and self.chain.scores_encoder:
-            self.signal = (self.projections[index], self.attention_inputs)
-            self.signal_sizes = self.sizes if self.chain.weighs_keys else None
+        asked = [signal for signal in self.chain.encoder_signals if signal.block == index]
+        if part + 1 == parts and asked:
+            with torch.no_grad():
+                block = self.integration.block(index)
+                pairs = self.integration.encoder_queries_keys(block, self.projections[index], self.attention_inputs)
+                sizes = self.sizes if self.chain.weighs_keys else None
+                for signal in asked:
+                    values = [patch_values(signal.name, self.integration, block, *pair, sizes) for pair in pairs]
+                    self.seen[signal] = Seen(values, self.token_owner)
 
     def merge(self, index: int, block: EncoderBlock, stages: Sequence[ChainStage], hidden: Tensor) -> Tensor | None:
         """Merge tokens of the residual stream between attention and MLP; None if nothing is merged."""
@@ -113,10 +118,6 @@ class EncoderRun:
                 self.token_owner = torch.arange(tokens, device=hidden.device).expand(tiles, -1)
             self.token_owner = decision.owner.gather(1, self.token_owner)
             keys, _ = merge_by_owner(keys, decision.owner, decision.groups, sizes)
-            if index == self.integration.scored_block:
-                earlier = self.signal_owner
-                owner = decision.owner if earlier is None else decision.owner.gather(1, earlier[0])
-                self.signal_owner = (owner, decision.groups)
             lead = self.integration.leading
             self.events.append(Event(stage, index, tiles * (tokens - lead), tiles * (decision.groups - lead)))
         self.layer_tokens[index] = (before, merged.shape[1])
@@ -176,14 +177,16 @@ class EncoderRun:
                 owner = self.token_owner[:, integration.leading :]
             if owner is not None:
                 self.groups = integration.owners_on_slots(call, owner)
-            if self.chain.scores_encoder:
-                self.attention = integration.scores_on_slots(call, self._received_attention())
+            for signal, seen in self.seen.items():
+                on_slots = integration.scores_on_slots(call, seen.per_patch(signal.name, self.token_owner))
+                self.signals[signal] = on_slots if signal.name == "keys" else [x.squeeze(1) for x in on_slots]
         if self.features is not None and self.chain.door_stages:
             features = self.features if self.group_owner is None else gather_rows(self.features, self.group_owner)
             self.encoded = integration.features_on_slots(call, features)
         if not self.projected_tokens:
             self.projected_tokens = sum(unit.slots for unit in self.units)
-        self.features = self.signal = self.sizes = self.group_owner = None
+        self.features = self.sizes = self.group_owner = None
+        self.seen = {}
         self.projections = {}
         self.attention_inputs = {}
         # From here on only the shapes of pixels matter.
@@ -193,38 +196,11 @@ class EncoderRun:
     def without_features(self) -> EncoderRun:
         """A copy for a report, which needs no features."""
         twin = copy.copy(self)
-        twin.encoded = twin.attention = twin.groups = None
+        twin.encoded = twin.groups = None
+        twin.signals = {}
         return twin
 
     def time_frames(self, seconds: Sequence[float]) -> None:
         """Note the time from frame to frame of every video; a beam search repeats them."""
         times = seconds[:: max(len(seconds) // max(len(self.units), 1), 1)]
         self.units = [dataclasses.replace(x, seconds=float(t)) for x, t in zip(self.units, times, strict=True)]
-
-    def _received_attention(self) -> list[Tensor]:
-        """Attention that each patch received in the scored block, batches of (sequences, patches)."""
-        integration = self.integration
-        if self.signal is None:
-            raise RuntimeError("the scored encoder block ran without its query and key projections.")
-        block = integration.encoder_blocks[integration.scored_block]
-        scale = integration.encoder_scale(block)
-        found = []
-        for queries, keys in integration.encoder_queries_keys(block, *self.signal):
-            queries, keys = queries.detach(), keys.detach()
-            if self.signal_sizes is not None:
-                # The bias log(size) on the logits, as one more channel.
-                one = queries.new_full((*queries.shape[:3], 1), 1 / scale)
-                bias = self.signal_sizes.log()[:, None, :, None].expand(-1, keys.shape[1], -1, 1)
-                queries = torch.cat((queries, one), -1).float()
-                keys = torch.cat((keys, bias.to(keys.dtype)), -1).float()
-            if integration.has_cls:
-                received = attention_scores(queries[:, :, :1], keys, scale=scale)
-            else:
-                received = attention_column_mass(queries, keys, scale=scale)
-            if self.signal_owner is not None:
-                owner, groups = self.signal_owner
-                received = received.new_zeros(received.shape[0], groups).scatter_add(1, owner, received)
-            if self.token_owner is not None:  # every patch stands for all that its group received
-                received = received.gather(1, self.token_owner)
-            found.append(received)
-        return found

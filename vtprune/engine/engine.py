@@ -83,7 +83,7 @@ class Engine:
             signals = sorted({s for stage in self.layer_stages.get(i + 1, ()) for s in stage.signals})
             if signals:
                 self._before(layer.get_submodule("self_attn"), self._capture_rows(i, signals))
-        for i, block in enumerate(integration.encoder_blocks):
+        for i, block in enumerate([*integration.encoder_blocks, *integration.unused_encoder_blocks]):
             self._attach_block(i, block)
         if self.layer_stages and DeepStackRows.used_by(integration.language_model):
             self._replace_method(integration.language_model, DeepStackRows.METHOD, self._deepstack)
@@ -92,11 +92,11 @@ class Engine:
 
     def _attach_block(self, index: int, block: EncoderBlock) -> None:
         stages = [s for s in self.chain.encoder_layer_stages if index in s.layers]
-        if stages or (self.chain.scores_encoder and index == self.integration.scored_block):
+        if stages or any(signal.block == index for signal in self.chain.encoder_signals):
             self._before(block.attention, self._see_attention)
             for part, projection in enumerate(block.projections):
                 self._after(projection, self._see_projection(index, part, len(block.projections)))
-        if self.chain.weighs_keys:
+        if self.chain.weighs_keys and index < len(self.integration.encoder_blocks):
             self._before(block.attention, self._weigh_keys(block))
         if stages:
             self._before(block.before_mlp, self._merge(index, block, stages))

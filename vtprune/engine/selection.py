@@ -14,7 +14,7 @@ from vtprune.engine.geometry import Part, geometry
 from vtprune.engine.layout import Picture, VisualLayout
 from vtprune.integrations.base import Grid, PictureLayout
 from vtprune.kernels import compact_index
-from vtprune.methods.base import Cells, Keep, Pictures, Replace
+from vtprune.methods.base import Cells, EncoderSignal, Keep, Pictures, Replace
 
 
 @dataclasses.dataclass
@@ -88,8 +88,10 @@ class _Batch:
         groups = [torch.cat([p.run.groups[u] for u in p.units]) for p in pictures if p.run.groups is not None]
         if groups:
             self._one_slot_per_group(torch.stack(groups).to(self.device))
+        self.scored = EncoderSignal("attention", pictures[0].run.integration.scored_block)
         self.encoded = self._signal([p.run.encoded for p in pictures])
-        self.attention = self._signal([p.run.attention for p in pictures])
+        asked = {signal for p in pictures for signal in p.run.signals}
+        self.signals = {signal: self._signal([p.run.signals.get(signal) for p in pictures]) for signal in asked}
 
     def _signal(self, values: Sequence[list[Tensor] | None]) -> Tensor | None:
         found = [
@@ -168,7 +170,17 @@ class _Batch:
         if shown is None or projected is None:
             raise RuntimeError("a picture reached the language model without features.")
         cells = Cells(*(x.expand_as(where) if everything else x[where] for x in self.geometry.cells))
-        pictures = Pictures(grid, shown, projected, pick(self.attention), cells, self.layout.seconds, share)
+        signals = {signal: x for signal, values in self.signals.items() if (x := pick(values)) is not None}
+        pictures = Pictures(
+            grid,
+            shown,
+            projected,
+            signals.get(self.scored),
+            cells,
+            self.layout.seconds,
+            share,
+            signals,
+        )
         decision = stage.decide(pictures)
         if isinstance(decision, Keep):
             mask = decision.mask.to(self.device)

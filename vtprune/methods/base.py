@@ -7,7 +7,7 @@ gathers the signals that a stage asks for, calls its `decide`, and carries the d
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -34,7 +34,10 @@ class ModelInfo:
 
     `encoder_layers` counts only the blocks whose output reaches the language model. `patches` is the number of
     patches of a picture, or tile, in the encoder, None where it depends on the picture. `position_axes` is the number
-    of coordinates of a position id: 1, or 3 (time, row, column) with M-RoPE.
+    of coordinates of a position id: 1, or 3 (time, row, column) with M-RoPE. `attention_blocks` are the vision blocks
+    whose attention may be asked for, by index: those in which all patches of a tile or frame see one another, also the
+    ones after the last used block; `scored_block` is the one that "encoder_attention" stands for. `encoder_heads` is
+    the number of their heads.
     """
 
     family: str
@@ -43,6 +46,18 @@ class ModelInfo:
     has_cls: bool
     patches: int | None = None
     position_axes: int = 1
+    attention_blocks: tuple[int, ...] = ()
+    scored_block: int = 0
+    encoder_heads: int = 1
+
+    def attention_block(self, depth: float) -> int:
+        """The block whose attention may be asked for that is nearest to a relative depth, in [0, 1] of the used ones.
+
+        Of two equally near ones the deeper.
+        """
+        wanted = depth * (self.encoder_layers - 1)
+        used = [block for block in self.attention_blocks if block < self.encoder_layers]
+        return min(used, key=lambda block: (abs(block - wanted), -block))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +112,22 @@ class EncoderTokens:
     patches: int
 
 
+@dataclasses.dataclass(frozen=True)
+class EncoderSignal:
+    """What a stage at the encoder's output may ask of one vision block; values per token, averaged over its patches.
+
+    Args:
+        name: "attention": attention each token receives from [CLS], or, in encoders without one, from all tokens on
+            average; "received": from all tokens on average, [CLS] among them; "logits": logits of [CLS], or of the
+            mean query, before the softmax; (pictures, tokens) each, mean over heads. "keys": attention keys as the
+            block uses them, (pictures, tokens, heads * head_dim).
+        block: Index of the block, one of `ModelInfo.attention_blocks`.
+    """
+
+    name: Literal["attention", "received", "logits", "keys"]
+    block: int
+
+
 class Cells(NamedTuple):
     """Where the tokens of a batch of pictures lie, (pictures, tokens) each.
 
@@ -120,12 +151,12 @@ class Pictures:
         encoded: (pictures, tokens, channels), features at the encoder's output; those before the projector, except in
             families whose encoder ends with it (Qwen-VL).
         projected: (pictures, tokens, width), features after the projector; None for a stage before it.
-        attention: (pictures, tokens), attention each token receives in the encoder's last used layer from [CLS], or,
-            in encoders without one, from all tokens on average; mean over heads and over the patches of a token;
-            present if "encoder_attention" was asked for.
+        attention: (pictures, tokens), the `EncoderSignal` "attention" of the last used block; present if
+            "encoder_attention" was asked for.
         cells: Map, tile, frame, row and column of every token.
         seconds: Time from frame to frame of a video, if the model is told.
         share: How many of them may stay, where a number of tokens per picture was shared out among its tiles.
+        signals: What was asked for of other blocks.
     """
 
     grid: tuple[int, int, int] | None
@@ -135,6 +166,7 @@ class Pictures:
     cells: Cells | None = None
     seconds: float | None = None
     share: int | None = None
+    signals: Mapping[EncoderSignal, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -183,8 +215,9 @@ class Stage:
         place: Where it acts.
         decide: Pure function from `EncoderTokens`, `Pictures` or `VisualTokens` to a decision; None changes nothing.
         layers: The encoder or decoder layers at which it acts. A decoder stage acts on the input of the layer.
-        signals: Of "encoder_attention" and "projected" (encoder output), "last_query" or "text_queries" (decoder
-            layer: attention of the last prompt token, or of all text tokens after the first visual one).
+        signals: Of "encoder_attention", "projected" and any `EncoderSignal` (encoder output), "last_query" or
+            "text_queries" (decoder layer: attention of the last prompt token, or of all text tokens after the first
+            visual one).
         positions: Position ids after a removal: "original", "compact" (dense), or "auto": dense ones on LLaVA-1.5 and
             LLaVA-NeXT, as in the authors' code, and original ones on all other families, as in ports to Qwen-VL.
         proportional: Encoder layers only: weigh each key by its size (adds log(size) to its attention logits).
@@ -198,7 +231,7 @@ class Stage:
     place: Place
     decide: Decide
     layers: tuple[int, ...] = ()
-    signals: frozenset[str] = frozenset()
+    signals: frozenset[str | EncoderSignal] = frozenset()
     positions: Positions = "original"
     proportional: bool = False
     needs_grid: bool = False
