@@ -8,9 +8,10 @@ Triton kernel for GPUs.
 # able to import it, and to see that it is not the one.
 if __name__ == "vtprune.kernels":
     from vtprune.kernels._dispatch import backend
-    from vtprune.kernels.attention_scores import attention_column_mass, attention_scores
+    from vtprune.kernels.attention_column_mass import attention_column_mass
+    from vtprune.kernels.attention_scores import attention_scores
     from vtprune.kernels.bipartite_merge import Matching, bipartite_matching, merge_by_owner, owner_map, unmerge
-    from vtprune.kernels.greedy_select import farthest_points
+    from vtprune.kernels.greedy_select import greedy_select
     from vtprune.kernels.ragged_compact import compact_index, gather_rows
 
     __all__ = [
@@ -20,8 +21,8 @@ if __name__ == "vtprune.kernels":
         "backend",
         "bipartite_matching",
         "compact_index",
-        "farthest_points",
         "gather_rows",
+        "greedy_select",
         "merge_by_owner",
         "owner_map",
         "unmerge",

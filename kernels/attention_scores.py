@@ -228,11 +228,3 @@ def _check(
         if cu_seqlens_q is not None:
             raise ValueError("mask cannot be combined with packed sequences; use row_positions, key_valid or causal.")
         full_mask(mask, batch, rows, k.shape[2])
-
-
-def attention_column_mass_reference(q: Tensor, k: Tensor, *, scale: float | None = None, block: int = 256) -> Tensor:
-    """TEMP."""
-    return attention_scores(q, k, scale=scale, block=block)
-
-
-attention_column_mass = attention_column_mass_reference

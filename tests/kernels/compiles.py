@@ -48,6 +48,18 @@ def attention_scores() -> None:
     scores(q, k, mask=empty(1, 1, 900, 900, dtype=torch.bool), lse=empty(1, 8, 900, dtype=torch.float32))
 
 
+@compiled
+def attention_column_mass() -> None:
+    from vtprune.kernels.attention_column_mass_triton import attention_column_mass_triton as mass
+
+    for dtype, dim in ((torch.bfloat16, 80), (torch.bfloat16, 128), (torch.float16, 256), (torch.float32, 256)):
+        q, k = empty(1, 28, 4096, dim, dtype=dtype), empty(1, 4, 4096, dim, dtype=dtype)
+        mass(q, k, lse=empty(1, 28, 4096, dtype=torch.float32))
+    counted = empty(1, 4096, dtype=torch.bool)
+    mass(empty(1, 16, 4096, 128), empty(1, 4, 4096, 128), causal=True, key_valid=counted, row_mask=counted)
+    mass(empty(1, 16, 4900, 80), empty(1, 16, 4900, 80), cu_seqlens=empty(10, dtype=torch.int32))
+
+
 def compile_calls(function: Callable[[], None], capability: int) -> list[str]:
     """Compile everything that a function launches; a line for each kernel: its name, shared memory and registers."""
     import triton
