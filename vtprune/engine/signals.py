@@ -83,19 +83,11 @@ class Captured:
                 queries,
                 keys,
                 scale=integration.decoder_scale(layer),
-                mask=self._mask(past, keys, valid),
                 row_mask=None if self.row_valid is None else self.row_valid.to(keys.device),
+                row_positions=None if self.rows is None else self.rows.to(keys.device) + past,
+                key_valid=None if valid is None else valid.to(keys.device),
             )[:, past:]
         return scores if self.slots is None else gather_rows(scores, self.slots)
-
-    def _mask(self, past: int, keys: Tensor, valid: Tensor | None) -> Tensor | None:
-        """Bool (rows, 1, queries or 1, keys): what each query row sees; None for everything."""
-        mask = None if valid is None else valid.to(keys.device)[:, None, None]
-        if self.rows is None:
-            return mask
-        numbers = torch.arange(keys.shape[2], device=keys.device)
-        causal = (numbers <= self.rows.to(keys.device)[:, :, None] + past)[:, None]
-        return causal if mask is None else causal & mask
 
 
 def query_rows(signal: str, picture: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
