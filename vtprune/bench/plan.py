@@ -156,8 +156,7 @@ class _Recorder:
     def _tower(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         last = len(self.integration.encoder_blocks) - 1
         spread = self.integration.projects_tiles and output.last_hidden_state.shape[-2] != self.blocks[last][-1][1]
-        all_used = len(self.integration.all_encoder_layers) == last + 1
-        self.towers.append(output if spread and all_used else None)
+        self.towers.append(output if spread else None)
 
     def _projector(self, module: Any, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
         tokens = args[0].shape[-2]

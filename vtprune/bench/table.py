@@ -24,9 +24,9 @@ NAMES = {
 
 
 def outcome_table(outcome: Outcome) -> Table:
-    """Times as medians with quartiles, then what was counted: in the encoder and the prefill, if nothing else is said."""
+    """Times as medians with quartiles, then what was counted, in encoder and prefill if nothing else is said."""
     title = f"untouched, with {outcome.label}, and its ideal; milliseconds, quartiles below"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("", no_wrap=True)
     for head in ("untouched", "method", "ideal", "speedup", "overhead"):
         table.add_column(head, justify="right")
@@ -68,7 +68,7 @@ def _time(spread: Spread | None) -> str:
     if spread is None:
         return ""
     digits = 1 if spread.median >= 10 else 2
-    return f"{spread.median:,.{digits}f}\n[dim]{spread.lower:,.{digits}f} - {spread.upper:,.{digits}f}[/]"
+    return f"{spread.median:,.{digits}f}\n[dim]{spread.lower:,.{digits}f}..{spread.upper:,.{digits}f}[/]"
 
 
 def _ratio(ratio: Ratio | None) -> str:

@@ -67,7 +67,7 @@ def bench(
     All in alternation in one run: medians and quartiles. speedup = untouched / method, overhead = method / ideal; the
     aim is an overhead of 1.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler, which counts memory, is talkative
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, is talkative
     methods = method or ["fastervlm"]
     keeps = [parse_keep(one) for one in keep or []]
     parameters = parse_settings(setting or [])
