@@ -24,7 +24,8 @@ def build(
     """A model of a published architecture with random weights, in evaluation mode, with greedy decoding as default.
 
     Weights are drawn from a normal distribution, mostly of the published standard deviation 0.02; the small model's is
-    0.08, of llava-1.5-7b 0.045, which makes up for its width. By default it writes words and the token that ends an answer, nothing else.
+    0.08, of llava-1.5-7b 0.045, which makes up for its width. By default it writes words and the token that ends an
+    answer, nothing else.
 
     Args:
         name: A published model, such as "qwen2.5-vl-7b".

@@ -40,9 +40,7 @@ _PROCESSOR: dict[str, Any] = dict(
 )
 
 
-_TOWER: dict[str, Any] = dict(
-    hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16
-)
+_TOWER: dict[str, Any] = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)
 _SMALL_TOWER = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4)
 # Tower and decoder of the small LLaVA-1.5 keep their proportion: the tower has 4.5 percent of the decoder's weights.
 _SMALL_VICUNA = dict(hidden_size=768, intermediate_size=2064, num_hidden_layers=12, num_attention_heads=12)
