@@ -76,7 +76,7 @@ def measure_peaks(scene: Scene) -> Peaks:
 def time_cases(cases: Iterable[Case], scene: Scene, peaks: Peaks, repeats: int = 10) -> Iterator[Timed]:
     """Compare and time the versions of each case, in alternation. A version that disagrees gets no time."""
     for case in cases:
-        refused = _disagreements(case)
+        refused = disagreements(case)
         calls = {name: call for name, call in case.versions.items() if name not in refused} | case.beside
         samples = {name: _sample(call, scene.device) for name, call in calls.items()}
         found: dict[str, list[float]] = {name: [] for name in samples}
@@ -89,7 +89,8 @@ def time_cases(cases: Iterable[Case], scene: Scene, peaks: Peaks, repeats: int =
         yield Timed(case, times, refused, peaks.floor_ms(case), peaks.bound(case))
 
 
-def _disagreements(case: Case) -> dict[str, str]:
+def disagreements(case: Case) -> dict[str, str]:
+    """Which versions differ from the reference, and how."""
     wanted = case.versions["reference"]()
     refused = {}
     for name, call in case.versions.items():

@@ -65,7 +65,8 @@ def bench_kernels(
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
         console = Console(highlight=False)
-        console.print(_table(timed))
+        for one in timed:
+            console.print(_table(one))
         precision = str(kind).removeprefix("torch.")
         console.print(
             f"floor: bytes at {peaks.bytes_per_second / 1e9:,.1f} GB/s (copy) or FLOPs at "
@@ -77,23 +78,23 @@ def bench_kernels(
         raise typer.Exit(1)
 
 
-def _table(timed: list[Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("operator and version")
+def _table(one: Any) -> Table:
+    table = Table(
+        title=f"{one.case.operator}: {one.case.shape}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("", min_width=28)
     for head in ("ms", "quartiles", "x reference", "x floor"):
         table.add_column(head, justify="right", no_wrap=True)
-    for one in timed:
-        table.add_row(f"[bold]{one.case.operator}[/]: {one.case.shape}", "", "", "", "")
-        reference = one.times["reference"].median
-        for name, spread in one.times.items():
-            table.add_row(
-                f"  {name}",
-                f"{spread.median:,.3f}",
-                f"{spread.lower:,.3f}..{spread.upper:,.3f}",
-                f"{spread.median / reference:.2f}",
-                f"{spread.median / one.floor_ms:,.1f}",
-            )
-        for name, reason in one.refused.items():
-            table.add_row(f"  {name}: differs from the reference, {reason}", "", "", "", "")
-        table.add_row(f"  floor ({one.bound})", f"{one.floor_ms:,.3f}", "", "", "")
+    reference = one.times["reference"].median
+    for name, spread in one.times.items():
+        table.add_row(
+            name,
+            f"{spread.median:,.3f}",
+            f"{spread.lower:,.3f}..{spread.upper:,.3f}",
+            f"{spread.median / reference:.2f}",
+            f"{spread.median / one.floor_ms:,.1f}",
+        )
+    for name, reason in one.refused.items():
+        table.add_row(f"{name}: differs from the reference, {reason}")
+    table.add_row(f"floor ({one.bound})", f"{one.floor_ms:,.3f}")
     return table
