@@ -1,4 +1,4 @@
-"""Greedy selection of a diverse subset: each pick is the token farthest from those already picked."""
+"""Greedy selection of a diverse subset: each pick is the token with the highest score given those already picked."""
 
 from __future__ import annotations
 
@@ -7,91 +7,139 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtprune.kernels._shared import check_shape, first_argmax, full_precision, unit_rows
+from vtprune.kernels._dispatch import runs_on_triton
+from vtprune.kernels._greedy import Selection, fill_rest, prepare
+from vtprune.kernels._shared import check_shape
+
+Rule = Literal["maxmin", "maxsum", "mmr", "dpp"]
+First = Literal["nearest_neighbour", "mean", "importance"]
+
+# A matrix of all similarities is worth having up to this size, for the pictures of a chunk together.
+MATRIX_BYTES = 256 << 20
 
 
-def farthest_points_reference(
+def greedy_select(
     features: Tensor,
     count: int,
     *,
-    first: Literal["nearest_neighbour", "mean"] | Tensor = "nearest_neighbour",
-    objective: Literal["maxmin", "maxsum"] = "maxmin",
+    rule: Rule = "maxmin",
+    first: First | Tensor | None = None,
+    importance: Tensor | None = None,
+    trade_off: float = 0.5,
     valid: Tensor | None = None,
-    block: int = 256,
 ) -> Tensor:
-    """Pick `count` tokens of each picture, one after the other, as far apart as possible.
+    """Pick `count` tokens of each picture, one after the other.
 
-    The distance is 1 - cosine, in float32 whatever the type of `features`; a zero row has distance 1 to every other.
-    A token is picked once. Among equal distances the lowest index wins.
+    Similarity is the cosine of two tokens' features; a zero row has similarity 0 to every other. A token is picked
+    once. Among equal scores the lowest index wins. Tokens whose features or importance are not finite (NaN, infinite,
+    or so large that their squares overflow float32) have no influence on others, and are picked only once no other is
+    left, lowest index first.
+
+    The torch reference computes in float32 and decides in float64 wherever float32 cannot: its picks are those of
+    float64, alone and in a batch. The Triton kernel decides in float32; equal rows tie there too, but scores that
+    differ by less than about 1e-6 may fall either way.
 
     Args:
-        features: (pictures, tokens, channels).
-        count: Number of picks; more than there are tokens picks all of them.
-        first: How the first token is chosen: the one whose nearest neighbour is farthest away, the one farthest from
-            the mean direction, or given by its index (pictures,).
-        objective: What the next pick maximises: its distance to the nearest picked token (k-center), or the sum of its
-            distances to all picked tokens.
+        features: (pictures, tokens, channels), any floating type.
+        count: Number of picks.
+        rule: What the next pick maximises:
+            "maxmin": its distance (1 - similarity) to the nearest pick (k-center; DivPrune, arXiv 2503.02175);
+            "maxsum": the sum of its distances to all picks (ToDRE, arXiv 2505.18757);
+            "mmr": `trade_off` times its importance minus (1 - `trade_off`) times its similarity to the nearest pick
+            (maximal marginal relevance; IDPruner, arXiv 2602.13315);
+            "dpp": the determinant of importance x similarity x importance over the picks (greedy MAP of a conditional
+            determinantal point process; CDPruner, arXiv 2506.10967). Once no token adds a factor of 1e-10 (Triton: once
+            float32 cannot tell that one does), the rest is picked by importance.
+        first: The first pick: the token whose nearest neighbour is farthest away ("nearest_neighbour"), the one
+            farthest from the mean direction ("mean"), the most important one ("importance"), or given by its index,
+            (pictures,) int64; an index that cannot be picked stands for the lowest one that can. None:
+            "nearest_neighbour" for "maxmin" and "maxsum", "importance" for "mmr" and "dpp".
+        importance: (pictures, tokens), needed by "mmr" and first="importance"; 1 everywhere if None for "dpp", where
+            it should not be negative.
+        trade_off: Weight of importance against similarity for "mmr", in [0, 1].
         valid: bool, (pictures, tokens), True for the tokens that may be picked; the others have no influence.
-        block: Rows per step of the search for nearest neighbours.
 
     Returns:
-        (pictures, min(count, tokens)) int64 in the order of picking; -1 where a picture has too few valid tokens.
+        (pictures, count) int64 in the order of picking; -1 at the end where a picture has too few valid tokens.
+
+    Raises:
+        ValueError: An argument is none of the above.
     """
-    check_shape("features", features, "pictures", "tokens", "channels")
-    if objective not in ("maxmin", "maxsum"):
-        raise ValueError(f"objective must be 'maxmin' or 'maxsum', got {objective!r}.")
+    first = _check(features, count, rule, first, importance, trade_off, valid)
+    unsupported = None if features.shape[1] <= 16384 else f"tokens must be at most 16384, got {features.shape[1]}"
+    given = first if isinstance(first, Tensor) else None
+    if features.numel() and count and runs_on_triton("greedy_select", unsupported, features, given, importance, valid):
+        from vtprune.kernels.greedy_select_triton import greedy_select_triton as select
+    else:
+        select = greedy_select_reference
+    return select(features, count, rule=rule, first=first, importance=importance, trade_off=trade_off, valid=valid)
+
+
+def greedy_select_reference(
+    features: Tensor,
+    count: int,
+    *,
+    rule: Rule = "maxmin",
+    first: First | Tensor | None = None,
+    importance: Tensor | None = None,
+    trade_off: float = 0.5,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """`greedy_select` in torch. Reads scores on the host at every step, which is free on the CPU."""
+    first = _check(features, count, rule, first, importance, trade_off, valid)
     pictures, tokens, _ = features.shape
-    count = min(count, tokens)
-    unit = unit_rows(features)
-    score = _first_scores(unit, first, valid, block)
-    gain = torch.full_like(score, torch.inf if objective == "maxmin" else 0.0)
-    if valid is not None:
-        score = score.masked_fill(~valid, -torch.inf)
-        gain.masked_fill_(~valid, -torch.inf)
-    picks = torch.empty((pictures, count), dtype=torch.int64, device=features.device)
-    batch = torch.arange(pictures, device=features.device)
-    products, distance = torch.empty_like(unit), torch.empty_like(score)
-    for step in range(count):
-        best, pick = first_argmax(score)
-        picks[:, step] = pick.masked_fill(best == -torch.inf, -1)
-        # Products summed row by row: equal rows get equal distances to the last bit, alone and in a batch, and that is
-        # what ties are decided on. A matrix product rounds its border rows differently.
-        torch.mul(unit, unit[batch, pick].unsqueeze(1), out=products)
-        torch.sum(products, -1, out=distance)
-        distance.neg_().add_(1.0)
-        if objective == "maxmin":
-            torch.minimum(gain, distance, out=gain)
-        else:
-            gain += distance
-        # Minus infinity survives both updates: a picked token never comes back, not even among duplicates.
-        gain.scatter_(1, pick.unsqueeze(1), -torch.inf)
-        score = gain
+    picks = torch.full((pictures, count), -1, dtype=torch.int64, device=features.device)
+    wanted = min(count, tokens)
+    chunk = max(1, MATRIX_BYTES // (4 * max(tokens, 1) ** 2))
+    for start in range(0, pictures if wanted else 0, chunk):
+        part = slice(start, start + chunk)
+        parts = prepare(features[part], rule, _cut(importance, part), trade_off, _cut(valid, part))
+        here = first[part] if isinstance(first, Tensor) else first
+        chosen = Selection(features[part], rule, parts, wanted, MATRIX_BYTES).run(here)
+        picks[part, :wanted] = fill_rest(chosen, parts.rest)
     return picks
 
 
-def _first_scores(unit: Tensor, first: str | Tensor, valid: Tensor | None, block: int) -> Tensor:
-    """(pictures, tokens): the first pick is the token with the highest score."""
-    pictures, tokens, _ = unit.shape
+def _cut(tensor: Tensor | None, part: slice) -> Tensor | None:
+    return None if tensor is None else tensor[part]
+
+
+def _check(
+    features: Tensor,
+    count: int,
+    rule: str,
+    first: str | Tensor | None,
+    importance: Tensor | None,
+    trade_off: float,
+    valid: Tensor | None,
+) -> First | Tensor:
+    """Refuse what is not allowed; returns `first` with its default."""
+    check_shape("features", features, "pictures", "tokens", "channels")
+    if count < 0:
+        raise ValueError(f"count must be at least 0, got {count}.")
+    if rule not in ("maxmin", "maxsum", "mmr", "dpp"):
+        raise ValueError(f"rule must be 'maxmin', 'maxsum', 'mmr' or 'dpp', got {rule!r}.")
+    if first is None:
+        first = "importance" if rule in ("mmr", "dpp") else "nearest_neighbour"
+    names = ("nearest_neighbour", "mean", "importance")
     if isinstance(first, Tensor):
-        return (torch.arange(tokens, device=unit.device) == first.unsqueeze(1)).float()
-    if first == "mean":
-        counted = unit if valid is None else unit * valid.unsqueeze(-1)
-        return 1.0 - (unit * unit_rows(counted.sum(1, keepdim=True))).sum(-1)
-    if first != "nearest_neighbour":
-        raise ValueError(f"first must be 'nearest_neighbour', 'mean' or a tensor of indices, got {first!r}.")
-    scores = torch.empty((pictures, tokens), dtype=torch.float32, device=unit.device)
-    batch = torch.arange(pictures, device=unit.device).unsqueeze(1)
-    for start in range(0, tokens, block):
-        rows = slice(start, min(start + block, tokens))
-        with full_precision(unit):
-            similarity = unit[:, rows] @ unit.transpose(1, 2)  # (pictures, block, tokens)
-        similarity.diagonal(start, 1, 2).fill_(-torch.inf)
-        if valid is not None:
-            similarity.masked_fill_(~valid.unsqueeze(1), -torch.inf)
-        # Two tokens that are each other's nearest neighbour tie exactly: their distance is computed again in a way that
-        # does not depend on which of them comes first.
-        scores[:, rows] = 1.0 - (unit[:, rows] * unit[batch, similarity.argmax(-1)]).sum(-1)
-    return scores
+        _check_grid("first", first, features.shape[:1])
+    elif first not in names:
+        raise ValueError(f"first must be one of {names} or a tensor of indices, got {first!r}.")
+    uses = rule in ("mmr", "dpp") or (isinstance(first, str) and first == "importance")
+    if importance is None:
+        if uses and rule != "dpp":
+            raise ValueError(f"rule={rule!r} with first={first!r} needs importance, got None.")
+    elif not uses:
+        raise ValueError(f"rule={rule!r} with first={first!r} does not use importance; leave it out.")
+    for name, tensor in (("importance", importance), ("valid", valid)):
+        if tensor is not None:
+            _check_grid(name, tensor, features.shape[:2])
+    if not 0.0 <= trade_off <= 1.0:
+        raise ValueError(f"trade_off must be in [0, 1], got {trade_off!r}.")
+    return first  # type: ignore[return-value]
 
 
-farthest_points = farthest_points_reference
+def _check_grid(name: str, tensor: Tensor, shape: torch.Size) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have the shape {tuple(shape)}, got {tuple(tensor.shape)}.")

@@ -21,8 +21,8 @@ from vtprune.kernels import (
     attention_scores,
     bipartite_matching,
     compact_index,
-    farthest_points,
     gather_rows,
+    greedy_select,
     merge_by_owner,
     unmerge,
 )
@@ -61,7 +61,7 @@ def divprune(case: Case) -> dict[str, Any]:
     mask = DivPrune(keep=keep).decide(Pictures(None, features, projected=features)).mask
     return {
         "budget": budget,
-        "selected_order": farthest_points(features, budget)[0],
+        "selected_order": greedy_select(features, budget)[0],
         "kept_sorted": compact_index(mask)[0][0],
     }
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vtprune.kernels import farthest_points
+from vtprune.kernels import greedy_select
 from vtprune.kernels._shared import first_argmax
 
 
@@ -42,7 +42,7 @@ def test_matches_naive(tokens: int, first: str, objective: str) -> None:
     x = make(2, tokens, 16)
     count = (tokens + 1) // 2
     start: str | Tensor = torch.tensor([tokens - 1, 0]) if first == "given" else first
-    picks = farthest_points(x, count, first=start, objective=objective)
+    picks = greedy_select(x, count, first=start, rule=objective)
     for i in range(2):
         one = first if isinstance(start, str) else int(start[i])
         assert picks[i].tolist() == naive(x[i], count, one, objective)
@@ -50,7 +50,7 @@ def test_matches_naive(tokens: int, first: str, objective: str) -> None:
 
 def test_many_tokens() -> None:
     x = make(1, 577, 8)
-    assert farthest_points(x, 20)[0].tolist() == naive(x[0], 20)
+    assert greedy_select(x, 20)[0].tolist() == naive(x[0], 20)
 
 
 @settings(max_examples=25, deadline=None)
@@ -58,41 +58,42 @@ def test_many_tokens() -> None:
     pictures=st.integers(1, 3),
     tokens=st.integers(1, 20),
     count=st.integers(1, 24),
-    block=st.integers(1, 8),
     objective=st.sampled_from(["maxmin", "maxsum"]),
     seed=st.integers(0, 9),
 )
 def test_picks_are_distinct_and_do_not_depend_on_the_batch(
-    pictures: int, tokens: int, count: int, block: int, objective: str, seed: int
+    pictures: int, tokens: int, count: int, objective: str, seed: int
 ) -> None:
     x = make(pictures, tokens, 5, seed)
-    picks = farthest_points(x, count, objective=objective, block=block)
-    assert picks.shape == (pictures, min(count, tokens))
+    picks = greedy_select(x, count, rule=objective)
+    assert picks.shape == (pictures, count)
     assert picks.dtype == torch.int64
     for i, row in enumerate(picks.tolist()):
-        assert len(set(row)) == len(row)
-        assert min(row) >= 0
-        assert max(row) < tokens
-        assert row == farthest_points(x[i : i + 1], count, objective=objective)[0].tolist()
+        picked = row[:tokens]
+        assert sorted(set(picked)) == sorted(picked)
+        assert min(picked) >= 0
+        assert max(picked) < tokens
+        assert row[tokens:] == [-1] * (count - tokens)
+        assert row == greedy_select(x[i : i + 1], count, rule=objective)[0].tolist()
 
 
 def test_smaller_count_is_a_prefix() -> None:
     x = make(2, 30, 6)
-    assert torch.equal(farthest_points(x, 30)[:, :11], farthest_points(x, 11))
+    assert torch.equal(greedy_select(x, 30)[:, :11], greedy_select(x, 11))
 
 
 @pytest.mark.parametrize("objective", ["maxmin", "maxsum"])
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_equal_rows_are_picked_in_order(value: float, objective: str) -> None:
     x = torch.full((1, 7, 5), value)
-    assert farthest_points(x, 7, objective=objective)[0].tolist() == list(range(7))
+    assert greedy_select(x, 7, rule=objective)[0].tolist() == list(range(7))
 
 
 @pytest.mark.parametrize("tokens", [7, 63, 100])
 def test_duplicates_lowest_index_first(tokens: int) -> None:
     x = make(1, tokens, 37)
     x[:, 3:] = x[:, 3:4]
-    picks = farthest_points(x, tokens)[0].tolist()
+    picks = greedy_select(x, tokens)[0].tolist()
     assert set(picks[:4]) == {0, 1, 2, 3}
     assert picks[4:] == list(range(4, tokens))
 
@@ -107,20 +108,20 @@ def test_mutual_nearest_neighbours_tie_and_the_lower_index_wins() -> None:
         x[0, i] = 0
         x[0, i, 3:] = pair
         x[0, i, 3] += shift
-    assert farthest_points(x, 1).item() == 2
-    assert farthest_points(x.flip(1), 1).item() == 0
+    assert greedy_select(x, 1).item() == 2
+    assert greedy_select(x.flip(1), 1).item() == 0
 
 
 def test_zero_rows_are_no_obstacle() -> None:
     x = make(1, 9, 4)
     x[0, [2, 6]] = 0
-    picks = farthest_points(x, 9)[0].tolist()
+    picks = greedy_select(x, 9)[0].tolist()
     assert sorted(picks) == list(range(9))
     assert picks[0] == 2, "a zero row has distance 1 to all, more than the others have to their nearest neighbours"
 
 
 def test_single_token() -> None:
-    assert farthest_points(make(3, 1, 4), 5).tolist() == [[0], [0], [0]]
+    assert greedy_select(make(3, 1, 4), 5).tolist() == [[0, -1, -1, -1, -1]] * 3
 
 
 @pytest.mark.parametrize("first", ["nearest_neighbour", "mean"])
@@ -130,50 +131,50 @@ def test_ragged_pictures_equal_short_ones(objective: str, first: str) -> None:
     lengths = [12, 5, 1]
     valid = torch.arange(12) < torch.tensor(lengths).unsqueeze(1)
     x = torch.where(valid.unsqueeze(-1), x, 100 * torch.randn(1, 1, 6, generator=torch.Generator().manual_seed(7)))
-    picks = farthest_points(x, 8, first=first, objective=objective, valid=valid)
+    picks = greedy_select(x, 8, first=first, rule=objective, valid=valid)
     for i, length in enumerate(lengths):
-        alone = farthest_points(x[i : i + 1, :length], 8, first=first, objective=objective)[0].tolist()
-        assert picks[i].tolist() == alone + [-1] * (8 - len(alone))
-    assert (farthest_points(x, 3, valid=torch.zeros_like(valid)) == -1).all()
+        alone = greedy_select(x[i : i + 1, :length], 8, first=first, rule=objective)[0].tolist()
+        assert picks[i].tolist() == alone
+    assert (greedy_select(x, 3, valid=torch.zeros_like(valid)) == -1).all()
 
 
 def test_bfloat16_input_is_computed_in_float32() -> None:
     x = make(1, 40, 16).bfloat16()
-    assert torch.equal(farthest_points(x, 12), farthest_points(x.float(), 12))
-    assert farthest_points(x, 12)[0].tolist() == naive(x[0], 12)
+    assert torch.equal(greedy_select(x, 12), greedy_select(x.float(), 12))
+    assert greedy_select(x, 12)[0].tolist() == naive(x[0], 12)
 
 
 @pytest.mark.parametrize("first", ["nearest_neighbour", "mean"])
 def test_autocast_changes_nothing(first: str) -> None:
     x = make(1, 60, 16)
-    expected = farthest_points(x, 20, first=first)
+    expected = greedy_select(x, 20, first=first)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(farthest_points(x, 20, first=first), expected)
+        assert torch.equal(greedy_select(x, 20, first=first), expected)
 
 
 def test_non_contiguous_input_is_left_alone() -> None:
     x = make(8, 20, 2).permute(2, 1, 0)
     before = x.clone()
-    assert torch.equal(farthest_points(x, 6), farthest_points(x.contiguous(), 6))
+    assert torch.equal(greedy_select(x, 6), greedy_select(x.contiguous(), 6))
     assert torch.equal(x, before)
 
 
 def test_gradients_are_no_obstacle() -> None:
     x = make(1, 6, 3).requires_grad_()
-    assert farthest_points(x, 3).shape == (1, 3)
+    assert greedy_select(x, 3).shape == (1, 3)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"objective": "minmax"}, "objective must be 'maxmin' or 'maxsum', got 'minmax'"),
+        ({"rule": "minmax"}, "rule must be .* got 'minmax'"),
         ({"first": "last"}, "first must be .* got 'last'"),
         ({"features": torch.zeros(3, 4)}, "features must have the axes"),
     ],
 )
 def test_refuses(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        farthest_points(**({"features": torch.zeros(1, 3, 4), "count": 2} | arguments))
+        greedy_select(**({"features": torch.zeros(1, 3, 4), "count": 2} | arguments))
 
 
 @pytest.mark.parametrize("length", [1, 7, 577])

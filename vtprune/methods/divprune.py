@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vtprune.budget import Budget
-from vtprune.kernels import farthest_points
+from vtprune.kernels import greedy_select
 from vtprune.methods._select import given, index_mask
 from vtprune.methods.base import Keep, Method, ModelInfo, Pictures, Place, Positions, Stage
 from vtprune.methods.registry import register
@@ -49,4 +49,4 @@ def diverse_mask(features: Tensor, count: int) -> Tensor:
     tokens = features.shape[1]
     if count >= tokens:
         return features.new_ones(features.shape[:2], dtype=torch.bool)
-    return index_mask(farthest_points(features, count), tokens)
+    return index_mask(greedy_select(features, count), tokens)

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from vtprune.budget import Budget
-from vtprune.kernels import farthest_points
+from vtprune.kernels import greedy_select
 from vtprune.methods._select import check_choice, check_number, given, index_mask
 from vtprune.methods.base import Keep, Method, ModelInfo, Pictures, Place, Positions, Stage, VisualTokens, check_layer
 from vtprune.methods.registry import register
 
 SIGNALS = {"last": "last_query", "text": "text_queries"}
-OBJECTIVES: dict[str, Literal["maxmin", "maxsum"]] = {"kcenter": "maxmin", "maxsum": "maxsum"}
+RULES: dict[str, Literal["maxmin", "maxsum"]] = {"kcenter": "maxmin", "maxsum": "maxsum"}
 
 
 @register("todre")
@@ -50,7 +50,7 @@ class ToDRE(Method):
         """Check the parameters."""
         super().__post_init__()
         check_choice("init", self.init, ("nn", "cls", "mean"))
-        check_choice("objective", self.objective, tuple(OBJECTIVES))
+        check_choice("objective", self.objective, tuple(RULES))
         check_choice("features", self.features, ("encoded", "projected"))
         check_choice("query", self.query, tuple(SIGNALS))
         check_number("tau", self.tau, 0, 1)
@@ -86,7 +86,7 @@ class ToDRE(Method):
         first: Literal["nearest_neighbour", "mean"] | Tensor = "mean" if self.init == "mean" else "nearest_neighbour"
         if self.init == "cls":
             first = given(pictures.attention, self.name, "encoder_attention").argmax(1)
-        picks = farthest_points(x, count, first=first, objective=OBJECTIVES[self.objective])
+        picks = greedy_select(x, count, first=first, rule=RULES[self.objective])
         return Keep(index_mask(picks, pictures.tokens))
 
     def leave(self, tokens: VisualTokens, hard: int) -> Keep | None:
