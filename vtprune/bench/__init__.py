@@ -4,7 +4,7 @@
 """
 
 from vtprune.bench.generate import Requested
-from vtprune.bench.measure import Measured, Outcome, Settings, measure
+from vtprune.bench.measuring import Measured, Outcome, Settings, measure
 from vtprune.bench.plan import Plan, record
 from vtprune.bench.replay import replaying
 from vtprune.bench.result import to_dict

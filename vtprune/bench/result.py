@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vtprune.bench.clock import PHASES
-from vtprune.bench.measure import Measured, Outcome
+from vtprune.bench.measuring import Measured, Outcome
 from vtprune.bench.stats import Ratio
 
 

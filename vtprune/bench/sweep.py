@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vtprune.api import build_chain
-from vtprune.bench.measure import Outcome, Progress, Settings, measure
+from vtprune.bench.measuring import Outcome, Progress, Settings, measure
 from vtprune.bench.result import to_dict
 from vtprune.budget import Budget
 from vtprune.methods.base import Method

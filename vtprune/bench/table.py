@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from vtprune.bench.clock import PHASES
-from vtprune.bench.measure import Measured, Outcome
+from vtprune.bench.measuring import Measured, Outcome
 from vtprune.bench.result import flops_per_second
 from vtprune.bench.stats import Ratio, Spread
 

@@ -85,7 +85,7 @@ def bench(
     if not keeps and "keep" not in parameters and (sweep or method is None):
         keeps = [0.25]
     from vtprune.api import build_chain
-    from vtprune.bench.measure import Settings
+    from vtprune.bench.measuring import Settings
     from vtprune.bench.plot import check_matplotlib
     from vtprune.bench.sweep import Table, points
 
@@ -126,7 +126,7 @@ def bench(
     if table is not None:
         _run_sweep(loaded.model, inputs, chains, settings, table, as_json)
         return
-    from vtprune.bench.measure import measure
+    from vtprune.bench.measuring import measure
     from vtprune.bench.result import to_dict
     from vtprune.bench.table import in_words, outcome_table
 
