@@ -11,6 +11,7 @@ if __name__ == "vtprune.kernels":
     from vtprune.kernels.attention_column_mass import attention_column_mass
     from vtprune.kernels.attention_scores import attention_scores
     from vtprune.kernels.bipartite_merge import Matching, bipartite_matching, merge_by_owner, owner_map, unmerge
+    from vtprune.kernels.flash_attention_with_scores import flash_attention_with_scores
     from vtprune.kernels.greedy_select import greedy_select
     from vtprune.kernels.ragged_compact import compact_index, gather_rows
 
@@ -21,6 +22,7 @@ if __name__ == "vtprune.kernels":
         "backend",
         "bipartite_matching",
         "compact_index",
+        "flash_attention_with_scores",
         "gather_rows",
         "greedy_select",
         "merge_by_owner",

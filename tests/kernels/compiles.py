@@ -60,6 +60,44 @@ def attention_column_mass() -> None:
     mass(empty(1, 16, 4900, 80), empty(1, 16, 4900, 80), cu_seqlens=empty(10, dtype=torch.int32))
 
 
+@compiled
+def flash_attention_with_scores() -> None:
+    from vtprune.kernels.flash_attention_with_scores_triton import flash_attention_triton as flash
+
+    for dtype, dim in ((torch.bfloat16, 80), (torch.bfloat16, 128), (torch.float16, 256), (torch.float32, 256)):
+        q, k = empty(1, 28, 4096, dim, dtype=dtype), empty(1, 4, 4096, dim, dtype=dtype)
+        flash(q, k, k, causal=dim != 80)
+    q, k = empty(1, 28, 1, 128), empty(1, 4, 4096, 128)
+    flash(q, k, k, key_valid=empty(1, 4096, dtype=torch.bool))
+    q = empty(1, 16, 4900, 80)
+    flash(q, q, q, cu_seqlens=empty(10, dtype=torch.int32))
+
+
+@compiled
+def greedy_select() -> None:
+    from vtprune.kernels.greedy_select_triton import greedy_select_triton as select
+
+    for tokens, pictures in ((576, 16), (16384, 1)):
+        features, scores = empty(pictures, tokens, 1024), empty(pictures, tokens, dtype=torch.float32)
+        for rule, importance in (("maxmin", None), ("maxsum", None), ("mmr", scores), ("dpp", scores)):
+            arguments = {"rule": rule, "importance": importance, "trade_off": 0.5, "valid": None}
+            select(features, 64, first="nearest_neighbour", **arguments)
+            select(features, 64, first="mean", **arguments)
+    select(empty(1, 20000, 64), 64, rule="dpp", first="nearest_neighbour", importance=None, trade_off=0.5, valid=None)
+
+
+@compiled
+def bipartite_merge() -> None:
+    from vtprune.kernels.bipartite_merge_triton import bipartite_matching_triton, merge_by_owner_triton
+
+    for barred in (0, 1):
+        unit = empty(8, 577, 64, dtype=torch.float32)
+        bipartite_matching_triton(unit, empty(8, 577, dtype=torch.bool), barred=barred)
+    for dtype in (torch.float32, torch.bfloat16):
+        owner = empty(8, 577, dtype=torch.int64)
+        merge_by_owner_triton(empty(8, 577, 1024, dtype=dtype), owner, 560, empty(8, 577, dtype=torch.float32))
+
+
 def compile_calls(function: Callable[[], None], capability: int) -> list[str]:
     """Compile everything that a function launches; a line for each kernel: its name, shared memory and registers."""
     import triton
