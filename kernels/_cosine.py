@@ -67,10 +67,8 @@ def all_pairs(unit: Tensor, live: Tensor, *, matrix: bool, nearest: bool) -> tup
             for start in range(0, tokens, BLOCK):
                 end = min(start + BLOCK, tokens)
                 rows, columns = unit[p, start:end], unit[p, start:].T
-                if pairs is None:
-                    part = rows @ columns
-                else:
-                    part = torch.mm(rows, columns, out=pairs[p, start:end, start:])
+                out = None if pairs is None else pairs[p, start:end, start:]
+                part = torch.mm(rows, columns, out=out)
                 part.diagonal().fill_(NOBODY)
                 if dead is not None:
                     part.masked_fill_(dead[start:], NOBODY).masked_fill_(dead[start:end, None], NOBODY)

@@ -22,8 +22,8 @@ class Parts(NamedTuple):
     """What a selection starts from.
 
     Every rule scores a token by base - weight x likeness. Its likeness to the picks is the largest similarity
-    ("maxmin", "mmr"), the sum of similarities ("maxsum"), or minus the share of its squared length that lies outside the
-    span of the picks ("dpp").
+    ("maxmin", "mmr"), the sum of similarities ("maxsum"), or minus the share of its squared length outside the span of
+    the picks ("dpp").
 
     Attributes:
         unit: (pictures, tokens, channels), unit rows in float32.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vtprune.kernels._shared import check_shape, first_argmax, full_precision, unit_rows
+from vtprune.kernels._cosine import NOBODY, live_unit_rows
+from vtprune.kernels._dispatch import runs_on_triton
+from vtprune.kernels._shared import check_shape, first_argmax, full_precision
 from vtprune.kernels.ragged_compact import gather_rows
 
 
@@ -26,37 +30,48 @@ class Matching(NamedTuple):
     unmerged: Tensor
 
 
-def bipartite_matching_reference(keys: Tensor, merges: int, *, protected: int = 0, block: int = 2048) -> Matching:
+def bipartite_matching(keys: Tensor, merges: int, *, protected: int = 0) -> Matching:
     """Match every token of A with its most similar token of B (cosine, float32) and take the best `merges` pairs.
 
-    Equal similarities: the lower index wins, for partners and for sources.
+    The matching of ToMe (arXiv 2210.09461). Equal similarities: the lower index wins, for partners and for sources.
+    Tokens whose keys are not finite (NaN, infinite, or so large that their squares overflow float32) are partners of
+    nobody and merge last; the reference and the Triton kernel differ by rounding, near 1e-7.
 
     Args:
         keys: (pictures, tokens, channels), what similarity is measured on.
         merges: Number of pairs; at most half of the unprotected tokens, more is cut to that.
         protected: 0, 1 (token 0, the class token, never merges) or 2 (also token 1, a distillation token).
-        block: Rows of A per step.
+
+    Raises:
+        ValueError: `keys` has other axes, or `protected` is none of these.
     """
+    check_shape("keys", keys, "pictures", "tokens", "channels")
+    if keys.numel() and keys.shape[1] > 1 and runs_on_triton("bipartite_matching", None, keys):
+        from vtprune.kernels.bipartite_merge_triton import bipartite_matching_triton
+
+        return _match(keys, merges, protected, bipartite_matching_triton)
+    return bipartite_matching_reference(keys, merges, protected=protected)
+
+
+def bipartite_matching_reference(keys: Tensor, merges: int, *, protected: int = 0, block: int = 2048) -> Matching:
+    """`bipartite_matching` in torch, by `block` rows of A at a time."""
+    return _match(keys, merges, protected, partial(_nearest_in_b, block=block))
+
+
+def _match(keys: Tensor, merges: int, protected: int, nearest: Callable[..., tuple[Tensor, Tensor]]) -> Matching:
+    """The matching, given the search for the nearest token of B."""
     check_shape("keys", keys, "pictures", "tokens", "channels")
     if protected not in (0, 1, 2):
         raise ValueError(f"protected must be 0, 1 or 2, got {protected!r}.")
-    merges = max(0, min(merges, (keys.shape[1] - protected) // 2))
-    unit = unit_rows(keys)
-    a, b = unit[:, ::2], unit[:, 1::2].transpose(1, 2)
-    if b.shape[2] == 0:
-        nothing = torch.zeros((keys.shape[0], 0), dtype=torch.int64, device=keys.device)
-        everything = torch.arange(a.shape[1], device=keys.device).expand(keys.shape[0], -1)
+    pictures, tokens, _ = keys.shape
+    merges = max(0, min(merges, (tokens - protected) // 2))
+    if tokens < 2:
+        nothing = torch.zeros((pictures, 0), dtype=torch.int64, device=keys.device)
+        everything = torch.arange(tokens, device=keys.device).expand(pictures, -1)
         return Matching(nothing, nothing, everything)
-    best, partner = [], []
-    for start in range(0, a.shape[1], block):
-        with full_precision(a):
-            similarity = a[:, start : start + block] @ b  # (pictures, block, |B|)
-        if protected == 2:
-            similarity[:, :, 0] = -torch.inf
-        best_here, partner_here = first_argmax(similarity)
-        best.append(best_here)
-        partner.append(partner_here)
-    likeness, partners = torch.cat(best, 1), torch.cat(partner, 1)  # (pictures, |A|)
+    unit, live = live_unit_rows(keys, None)
+    likeness, partners = nearest(unit, live, barred=1 if protected == 2 else 0)
+    likeness = likeness.masked_fill(~live[:, ::2], NOBODY)
     if protected:
         likeness[:, 0] = -torch.inf
     order = likeness.argsort(dim=1, descending=True, stable=True)
@@ -64,6 +79,33 @@ def bipartite_matching_reference(keys: Tensor, merges: int, *, protected: int = 
     if protected:
         unmerged = unmerged.sort(dim=1).values
     return Matching(sources, partners.gather(1, sources), unmerged)
+
+
+def _nearest_in_b(unit: Tensor, live: Tensor, *, barred: int, block: int) -> tuple[Tensor, Tensor]:
+    """Nearest token of B for every token of A.
+
+    Args:
+        unit: (pictures, tokens, channels), unit rows.
+        live: bool, (pictures, tokens): no other token of B is anyone's nearest, as long as there is one.
+        barred: So many first tokens of B are nobody's nearest.
+        block: Rows of A per step.
+
+    Returns:
+        Similarity, float32, and index into B, int64: both (pictures, |A|).
+    """
+    a, b = unit[:, ::2], unit[:, 1::2].transpose(1, 2)
+    dead = None if bool(live.all()) else ~live[:, None, 1::2]
+    best, partner = [], []
+    for start in range(0, a.shape[1], block):
+        with full_precision(a):
+            similarity = a[:, start : start + block] @ b  # (pictures, block, |B|)
+        if dead is not None:
+            similarity.masked_fill_(dead, NOBODY)
+        similarity[:, :, :barred] = -torch.inf
+        best_here, partner_here = first_argmax(similarity)
+        best.append(best_here)
+        partner.append(partner_here)
+    return torch.cat(best, 1), torch.cat(partner, 1)
 
 
 def owner_map(matching: Matching, tokens: int, *, protected: int = 0) -> tuple[Tensor, int]:
@@ -90,23 +132,38 @@ def owner_map(matching: Matching, tokens: int, *, protected: int = 0) -> tuple[T
     return owner, tokens - sources.shape[1]
 
 
-def merge_by_owner_reference(
-    x: Tensor, owner: Tensor, groups: int, sizes: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def merge_by_owner(x: Tensor, owner: Tensor, groups: int, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Average the tokens of each group, weighted by how many patches each token stands for.
 
-    Sums are float32. On GPUs their order, and so the last bit, may change from run to run where three or more tokens
-    meet.
+    Sums are float32. The Triton kernel adds up in the order of the tokens and is deterministic. NaN stays in its group.
 
     Args:
         x: (pictures, tokens, channels).
-        owner: (pictures, tokens), index of each token's group.
+        owner: (pictures, tokens) int64, index of each token's group.
         groups: Number of groups; one without tokens gets zeros and size 0.
         sizes: (pictures, tokens), all 1 if None.
 
     Returns:
         (pictures, groups, channels) in the type of `x`, and the float32 sizes (pictures, groups).
+
+    Raises:
+        ValueError: `x`, `owner` or `sizes` has another shape.
     """
+    check_shape("x", x, "pictures", "tokens", "channels")
+    for name, tensor in (("owner", owner), ("sizes", sizes)):
+        if tensor is not None and tensor.shape != x.shape[:2]:
+            raise ValueError(f"{name} must have the shape {tuple(x.shape[:2])}, got {tuple(tensor.shape)}.")
+    if x.numel() and groups and runs_on_triton("merge_by_owner", None, x, owner, sizes):
+        from vtprune.kernels.bipartite_merge_triton import merge_by_owner_triton
+
+        return merge_by_owner_triton(x, owner, groups, sizes)
+    return merge_by_owner_reference(x, owner, groups, sizes)
+
+
+def merge_by_owner_reference(
+    x: Tensor, owner: Tensor, groups: int, sizes: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`merge_by_owner` in torch; on GPUs, the order of its sums may change from run to run."""
     check_shape("x", x, "pictures", "tokens", "channels")
     pictures, tokens, channels = x.shape
     weights = x.new_ones((pictures, tokens), dtype=torch.float32) if sizes is None else sizes.float()
@@ -122,7 +179,3 @@ def merge_by_owner_reference(
 def unmerge(x: Tensor, owner: Tensor) -> Tensor:
     """Give every token its group's row: (pictures, groups, channels) -> (pictures, tokens, channels)."""
     return gather_rows(x, owner)
-
-
-bipartite_matching = bipartite_matching_reference
-merge_by_owner = merge_by_owner_reference
