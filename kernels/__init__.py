@@ -8,16 +8,18 @@ Triton kernel for GPUs.
 # able to import it, and to see that it is not the one.
 if __name__ == "vtprune.kernels":
     from vtprune.kernels._dispatch import backend
+    from vtprune.kernels._measured import attention_forward
     from vtprune.kernels.attention_column_mass import attention_column_mass
     from vtprune.kernels.attention_scores import attention_scores
     from vtprune.kernels.bipartite_merge import Matching, bipartite_matching, merge_by_owner, owner_map, unmerge
     from vtprune.kernels.flash_attention_with_scores import flash_attention_with_scores
     from vtprune.kernels.greedy_select import greedy_select
-    from vtprune.kernels.ragged_compact import compact_index, gather_rows
+    from vtprune.kernels.ragged_compact import compact_index, gather_rows, ragged_compact
 
     __all__ = [
         "Matching",
         "attention_column_mass",
+        "attention_forward",
         "attention_scores",
         "backend",
         "bipartite_matching",
@@ -27,5 +29,6 @@ if __name__ == "vtprune.kernels":
         "greedy_select",
         "merge_by_owner",
         "owner_map",
+        "ragged_compact",
         "unmerge",
     ]

@@ -98,6 +98,16 @@ def bipartite_merge() -> None:
         merge_by_owner_triton(empty(8, 577, 1024, dtype=dtype), owner, 560, empty(8, 577, dtype=torch.float32))
 
 
+@compiled
+def ragged_compact() -> None:
+    from vtprune.kernels.ragged_compact_triton import ragged_compact_triton as compact
+
+    keep = empty(4, 3000, dtype=torch.bool)
+    hidden, positions, flags = empty(4, 3000, 4096), empty(4, 3000, 3, dtype=torch.int64), keep
+    compact(keep, (hidden, positions, flags), width=700, padded=False)
+    compact(keep, (hidden, positions, flags), fills=(0.0, -1, False), width=700, padded=True)
+
+
 def compile_calls(function: Callable[[], None], capability: int) -> list[str]:
     """Compile everything that a function launches; a line for each kernel: its name, shared memory and registers."""
     import triton
