@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -119,6 +120,34 @@ def bench_model(name: str, scene: Any, repeats: int, new_tokens: int) -> list[di
     return [{**to_dict(outcome), "model": name} for outcome in outcomes]
 
 
+def attention_choice(operators: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Which attention forward is faster with the last row's scores: the entry of `kernels/measured.json`."""
+    from vtprune.bench.cases import SCORED
+
+    ratios = {}
+    for case in operators:
+        times = case["milliseconds"]
+        if case["operator"] == "flash_attention_with_scores" and {"operator", SCORED} <= times.keys():
+            ratios[case["shape"]] = times["operator"]["median"] / times[SCORED]["median"]
+    if not ratios:
+        return None
+    mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
+    return {"attention_forward": "triton" if mean < 1 else "sdpa", "triton / sdpa": ratios}
+
+
+def write_choice(document: dict[str, Any], out: Path) -> None:
+    """Note the choice in the folder, and on a GPU in the table that the package reads."""
+    choice = attention_choice(document["operators"])
+    if choice is None:
+        return
+    machine = document["machine"]
+    entry = {machine["device"]: {**choice, "torch": machine["torch"], "triton": machine["triton"]}}
+    (out / "measured.json").write_text(json.dumps(entry, indent=2) + "\n")
+    table = ROOT / "kernels" / "measured.json"
+    if machine["device"] != "cpu" and table.is_file():
+        table.write_text(json.dumps({**json.loads(table.read_text()), **entry}, indent=2, sort_keys=True) + "\n")
+
+
 def scoring_share(points: list[dict[str, Any]], operators: list[dict[str, Any]]) -> float | None:
     """What `attention_scores` of the last token adds to LLaVA's untouched prefill, per scored layer."""
     prefill = [x["prefill"]["baseline"]["median"] for x in points if x["model"] == MODELS[0]]
@@ -224,6 +253,7 @@ def run(out: Path, small: bool, minutes: float) -> dict[str, Any]:
     document["kernels"] = check_kernels(scene, out)
     done("kernels checked")
     document["operators"], document["peaks"] = time_operators(scene, repeats)
+    write_choice(document, out)
     done("operators timed")
     for name in MODELS:
         if time.monotonic() - started > 60 * minutes:

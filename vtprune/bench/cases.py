@@ -12,7 +12,13 @@ from torch import Tensor
 from vtprune import kernels
 from vtprune.kernels.attention_column_mass import attention_column_mass_reference
 from vtprune.kernels.attention_scores import attention_scores_reference
+from vtprune.kernels.bipartite_merge import bipartite_matching_reference, merge_by_owner_reference
+from vtprune.kernels.flash_attention_with_scores import flash_attention_reference
 from vtprune.kernels.greedy_select import greedy_select_reference
+from vtprune.kernels.ragged_compact import ragged_compact_reference
+
+SCORED = "sdpa forward and attention_scores"
+"""The other way to get attention with scores; `evals/gpu_bench.py` decides between the two."""
 
 Call = Callable[[], Any]
 Judge = Callable[[Any, Any], str | None]
@@ -146,6 +152,49 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Call:
     return lambda: attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
 
 
+def flash_attention_with_scores(scene: Scene) -> Iterator[Case]:
+    """A decoder's attention that also scores its keys by the last row; beside it, sdpa with and without that."""
+    long = 576 if scene.small else 4096
+    for words, heads, kv_heads, rows in (
+        ("decoder, 32 heads of 128, 640 tokens", 32, 32, 640),
+        (f"decoder, 28 heads of 128 on 4, {long} tokens", 28, 4, long),
+    ):
+        q, k, v = (scene.random(1, h, rows, 128, seed=i) for i, h in enumerate((heads, kv_heads, kv_heads)))
+        last = torch.full((1, 1), rows - 1, device=scene.device)
+        sdpa = _attention(q, k, v, True)
+
+        def scored(sdpa: Call = sdpa, q: Tensor = q, k: Tensor = k) -> tuple[Tensor, Tensor]:
+            return sdpa(), kernels.attention_scores(q[:, :, -1:], k)
+
+        def plain(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> tuple[Tensor, Tensor]:
+            return flash_attention_reference(q, k, v, causal=True)[0], attention_scores_reference(q[:, :, -1:], k)
+
+        def flash(q: Tensor = q, k: Tensor = k, v: Tensor = v, last: Tensor = last) -> tuple[Tensor, Tensor]:
+            out, _, scores = kernels.flash_attention_with_scores(q, k, v, causal=True, score_rows=last)
+            return out, scores
+
+        def unscored(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> Any:
+            return kernels.flash_attention_with_scores(q, k, v, causal=True, scores=False)
+
+        yield Case(
+            "flash_attention_with_scores",
+            words,
+            {"operator": flash, SCORED: scored, "reference": plain},
+            Work(2 * (q.nbytes + k.nbytes), 2 * heads * rows**2 * 128),
+            _all_close(_tolerance(scene)),
+            {"operator, without scores": unscored, "sdpa forward": sdpa},
+        )
+
+
+def _all_close(tolerance: float) -> Judge:
+    judge = close(tolerance)
+
+    def all_of(found: Any, wanted: Any) -> str | None:
+        return next((said for pair in zip(found, wanted, strict=True) if (said := judge(*pair)) is not None), None)
+
+    return all_of
+
+
 def greedy_select(scene: Scene) -> Iterator[Case]:
     """A diverse subset; beside the two straightforward ways, all similarities first, and one row for each step."""
     shapes = [(1, 576, 64)] if scene.small else [(1, 576, 64), (16, 576, 64), (1, 2880, 640), (1, 16384, 2048)]
@@ -209,54 +258,62 @@ def bipartite_merge(scene: Scene) -> Iterator[Case]:
         "bipartite_matching",
         f"{merges} of {tokens}, {pictures} picture(s), 64 channels",
         {
-            "operator": lambda: kernels.bipartite_matching(keys, merges, protected=1).sources,
-            "reference": lambda: _reference("bipartite_merge", "bipartite_matching")(keys, merges, protected=1).sources,
+            "operator": lambda: kernels.bipartite_matching(keys, merges, protected=1),
+            "reference": lambda: bipartite_matching_reference(keys, merges, protected=1),
         },
         Work(keys.nbytes + 8 * pictures * tokens, 2 * pictures * (tokens // 2) ** 2 * 64),
-        close(0.0),
+        lambda found, wanted: _other_pairs(keys, found, wanted),
     )
     yield Case(
         "merge_by_owner",
         f"{tokens} to {groups} tokens, {pictures} picture(s), 1,024 channels",
         {
             "operator": lambda: kernels.merge_by_owner(hidden, owner, groups, sizes)[0],
-            "reference": lambda: _reference("bipartite_merge", "merge_by_owner")(hidden, owner, groups, sizes)[0],
+            "reference": lambda: merge_by_owner_reference(hidden, owner, groups, sizes)[0],
         },
         Work(hidden.nbytes + hidden.nbytes * groups // tokens + owner.nbytes),
         close(_tolerance(scene)),
     )
 
 
+def _other_pairs(keys: Tensor, found: Any, wanted: Any) -> str | None:
+    """Pairs may differ where two similarities are equal to within float32."""
+    unit = torch.nn.functional.normalize(keys.double(), dim=-1)
+
+    def likeness(pairs: Any) -> Tensor:
+        a, b = 2 * pairs.sources, 2 * pairs.destinations + 1
+        return (unit.take_along_dim(a[..., None], 1) * unit.take_along_dim(b[..., None], 1)).sum(-1)
+
+    gap = float((likeness(found) - likeness(wanted)).abs().max())
+    return None if gap <= 1e-5 else f"pairs whose similarities differ by {gap:.1e}"
+
+
 def ragged_compact(scene: Scene) -> Iterator[Case]:
-    """Rows that keep different numbers of slots: their index, and a gather of hidden states."""
+    """Rows that keep different numbers of slots: hidden states, positions and the picture of every slot."""
     rows, slots, width = (2, 620, 768) if scene.small else (16, 4096, 3584)
     generator = torch.Generator(scene.device).manual_seed(0)
     keep = torch.rand(rows, slots, generator=generator, device=scene.device) < 0.25
     hidden = scene.random(rows, slots, width)
+    positions = torch.arange(slots, device=scene.device).expand(rows, -1)
+    given = [hidden, positions, positions // 2]
     kept = int(keep.sum(1).max())
-
-    def compact(find: Callable[..., Any]) -> Call:
-        return lambda: kernels.gather_rows(hidden, find(keep)[0])
-
     yield Case(
         "ragged_compact",
-        f"a quarter of {slots:,} slots, {rows} rows, {width:,} channels",
+        f"a quarter of {slots:,} slots, {rows} rows, {width:,} channels and two maps",
         {
-            "operator": compact(kernels.compact_index),
-            "reference": compact(_reference("ragged_compact", "compact_index")),
+            "operator": lambda: kernels.ragged_compact(keep, given).tensors,
+            "operator, given its width": lambda: kernels.ragged_compact(keep, given, width=kept, padded=True).tensors,
+            "reference": lambda: ragged_compact_reference(keep, given).tensors,
         },
-        Work(2 * rows * kept * width * hidden.element_size()),
-        close(0.0),
+        Work(keep.nbytes + 2 * rows * kept * (width * hidden.element_size() + 16)),
+        _all_close(0.0),
     )
-
-
-def _reference(module: str, name: str) -> Callable[..., Any]:
-    return getattr(getattr(kernels, module), f"{name}_reference")
 
 
 CASES: dict[str, Callable[[Scene], Iterator[Case]]] = {
     "attention_scores": attention_scores,
     "attention_column_mass": attention_column_mass,
+    "flash_attention_with_scores": flash_attention_with_scores,
     "greedy_select": greedy_select,
     "bipartite_merge": bipartite_merge,
     "ragged_compact": ragged_compact,
