@@ -28,6 +28,7 @@ class EncoderBlock:
         before_mlp: The module that receives the residual stream between attention and MLP.
         mlp: The module whose output, times `gain`, is added to that residual stream.
         gain: Name of the layer's parameter that multiplies the MLP's output (layer scale); None for 1.
+        values: The module whose output holds the values; None where tokens cannot be merged.
     """
 
     layer: nn.Module
@@ -36,6 +37,7 @@ class EncoderBlock:
     before_mlp: nn.Module
     mlp: nn.Module
     gain: str | None = None
+    values: nn.Module | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Integration(ABC):
     """Number of coordinates of a position: 1, or 3 (time, row, column) with M-RoPE."""
     auto_positions: ClassVar[Literal["original", "compact"]] = "original"
     """What positions="auto" stands for: "compact" where the methods' authors make positions dense in their own code."""
+    joins_patches: ClassVar[bool] = False
+    """Whether several patches of a picture are joined to one token before the projector."""
     grid_stages: ClassVar[Literal["projector", "language model"]] = "projector"
     """Before what a method that replaces whole grids acts."""
 

@@ -27,6 +27,7 @@ class InternVLIntegration(TileIntegration):
 
     family = "internvl"
     model_types = ("internvl",)
+    joins_patches = True
 
     def __init__(self, model: Any) -> None:
         super(TileIntegration, self).__init__(model)
@@ -47,7 +48,7 @@ class InternVLIntegration(TileIntegration):
         attention = layer.attention
         # The norms of queries and keys are identities where the model has none.
         norms = (attention.q_norm, attention.k_norm)
-        return EncoderBlock(layer, attention, norms, layer.layernorm_after, layer.mlp, "lambda_2")
+        return EncoderBlock(layer, attention, norms, layer.layernorm_after, layer.mlp, "lambda_2", attention.v_proj)
 
     @property
     def has_cls(self) -> bool:

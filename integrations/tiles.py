@@ -75,7 +75,8 @@ class TileIntegration(Integration):
 
     def _block(self, layer: Any) -> EncoderBlock:
         attention = layer.self_attn
-        return EncoderBlock(layer, attention, (attention.q_proj, attention.k_proj), layer.layer_norm2, layer.mlp)
+        queries_keys = (attention.q_proj, attention.k_proj)
+        return EncoderBlock(layer, attention, queries_keys, layer.layer_norm2, layer.mlp, values=attention.v_proj)
 
     @property
     def has_cls(self) -> bool:
@@ -150,8 +151,9 @@ class TileIntegration(Integration):
             parts = torch.cat((tile, parts), dim=-1)
             owner = parts.flatten(0, 1).unique(dim=0, return_inverse=True)[1].view(len(owner), -1)
         tiles, _ = owner.shape
-        # Groups of different tiles are different groups.
+        # Groups of different tiles are different groups; patches that were dropped stay below zero.
         numbers = owner + int(owner.max() + 1) * owner.new_tensor(range(tiles))[:, None]
+        numbers = torch.where(owner < 0, owner, numbers)
         return [
             torch.where(source < 0, -1, numbers.flatten()[source.clamp_min(0)]) for source in self.sources(call, owner)
         ]

@@ -42,7 +42,7 @@ class ChainStage:
 
 
 SIGNALS = {
-    Place.ENCODER_LAYER: frozenset[str](),
+    Place.ENCODER_LAYER: frozenset({"values"}),
     Place.ENCODER_OUTPUT: frozenset({"encoder_attention", "projected"}),
     Place.DECODER_LAYER: frozenset({"last_query", "text_queries"}),
 }
@@ -98,6 +98,7 @@ class Chain:
         self.encoder_signals = frozenset(x if isinstance(x, EncoderSignal) else scored for x in asked)
         """What is asked of vision blocks."""
         self.weighs_keys = any(s.stage.proportional for s in self.encoder_layer_stages)
+        self.biases_keys = self.weighs_keys or any(s.stage.ragged for s in self.encoder_layer_stages)
         encoder_stages = self.encoder_layer_stages + self.encoder_output_stages
         for earlier, later in itertools.pairwise(encoder_stages):
             if later.stage.needs_grid:
@@ -131,6 +132,11 @@ class Chain:
             )
         if stage.stage.place is Place.DECODER_LAYER and stage.signals and 0 in stage.layers:
             raise ValueError(f"{stage.method} needs attention from the layer before, so it cannot act at layer 0.")
+        if stage.stage.prunes and integration.joins_patches:
+            raise ValueError(
+                f"{stage.method} cannot work on {integration.family_name}: it drops single patches in the encoder, of "
+                "which several make a token; use tome, which merges, or divprune, which acts at the encoder's output."
+            )
         reason = integration.refusal(stage.method, stage.stage.place.value, stage.stage.needs_grid)
         if reason is not None:
             raise ValueError(f"{stage.method} cannot work on {integration.family_name}: {reason}.")

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from vtprune.engine.chain import Chain, ChainStage
+from vtprune.engine.merging import DROPPED, Running
 from vtprune.engine.patches import Seen, patch_values
 from vtprune.integrations.base import EncoderBlock, EncoderCall, Integration, PictureLayout
-from vtprune.kernels import gather_rows, merge_by_owner
-from vtprune.methods.base import EncoderSignal, EncoderTokens, Group, Pictures, Replace
+from vtprune.kernels import gather_rows
+from vtprune.methods.base import EncoderSignal, EncoderTokens, Group, Keep, Pictures, Replace
 
 # A number of tokens, or masks that mark them: these are counted when someone asks, not while the model runs.
 Count = int | Sequence[Tensor]
@@ -48,6 +49,7 @@ class EncoderRun:
         groups: Per unit, the group of every slot (slots,), -1 on newlines; None where nothing was merged.
         layer_tokens: Per block, tokens per tile in its attention and in its MLP.
         projected_tokens: How many tokens ran through the projector.
+        merged_any: Whether tokens were merged or dropped between vision blocks.
     """
 
     def __init__(self, integration: Integration, chain: Chain, call: EncoderCall) -> None:
@@ -58,16 +60,17 @@ class EncoderRun:
         self.events: list[Event] = []
         self.layer_tokens: dict[int, tuple[int, int]] = {}
         self.projected_tokens = 0
+        self.merged_any = False
         self.units: list[PictureLayout] = []
         self.encoded: list[Tensor] | None = None
         self.signals: dict[EncoderSignal, list[Tensor]] = {}
         self.groups: list[Tensor] | None = None
         # While the tower runs. Tiles are the rows of its batch.
-        self.sizes: Tensor | None = None  # (tiles, tokens now), patches per token
-        self.token_owner: Tensor | None = None  # (tiles, tokens at first), which token each has become part of
+        self.tokens = Running()
         self.projections: dict[int, tuple[Tensor, ...]] = {}  # what holds queries and keys of the block that runs
         self.attention_inputs: Mapping[str, Any] = {}
         self.seen: dict[EncoderSignal, Seen] = {}
+        self.values: Tensor | None = None  # of the block that runs, (tiles, tokens, channels)
         self.merged: Tensor | None = None
         self.mlp_output: Tensor | None = None
         # Before the projector.
@@ -89,57 +92,89 @@ class EncoderRun:
             with torch.no_grad():
                 block = self.integration.block(index)
                 pairs = self.integration.encoder_queries_keys(block, self.projections[index], self.attention_inputs)
-                sizes = self.sizes if self.chain.weighs_keys else None
+                bias = self.tokens.key_bias(self.chain.weighs_keys)
                 for signal in asked:
-                    values = [patch_values(signal.name, self.integration, block, *pair, sizes) for pair in pairs]
-                    self.seen[signal] = Seen(values, self.token_owner)
+                    values = [patch_values(signal.name, self.integration, block, *pair, bias) for pair in pairs]
+                    self.seen[signal] = Seen(values, self.tokens.owner)
 
     def merge(self, index: int, block: EncoderBlock, stages: Sequence[ChainStage], hidden: Tensor) -> Tensor | None:
-        """Merge tokens of the residual stream between attention and MLP; None if nothing is merged."""
-        tiles, before, _ = hidden.shape
-        outputs = self.projections.pop(index, None)
+        """Merge or drop tokens of the residual stream; None if nothing changes."""
+        before = hidden.shape[1]
+        outputs = self.projections.get(index)
         if outputs is None:
             raise RuntimeError(f"encoder block {index} ran without its key projection.")
-        ((_, keys),) = self.integration.encoder_queries_keys(block, outputs, self.attention_inputs)
-        keys = keys.mean(1)
-        merged = hidden
+        ((queries, head_keys),) = self.integration.encoder_queries_keys(block, outputs, self.attention_inputs)
+        queries, head_keys = queries.detach(), head_keys.detach()
+        bias = self.tokens.key_bias(self.chain.weighs_keys)
+        merged, keys = hidden, head_keys.mean(1)
         for stage in stages:
-            sizes = self.sizes if self.sizes is not None else hidden.new_ones(tiles, before, dtype=torch.float32)
-            protected = int(self.integration.has_cls)
+            if stage.stage.prunes and self.joins_patches:
+                raise ValueError(
+                    f"{stage.method} drops single patches in the encoder, of which several make a token here; use a "
+                    "method that merges (tome), or one at the encoder's output (divprune)."
+                )
+            if stage is not stages[0]:
+                queries = head_keys = self.values = bias = None  # of tokens that may be no more
             with torch.no_grad():
-                decision = stage.decide(EncoderTokens(index, keys, sizes, protected, self._patches(before)))
+                decision = stage.decide(
+                    EncoderTokens(
+                        layer=index,
+                        keys=keys,
+                        sizes=self.tokens.sizes_of(merged),
+                        protected=int(self.integration.has_cls),
+                        patches=self._patches(before),
+                        hidden=merged,
+                        queries=queries,
+                        head_keys=head_keys,
+                        values=self.values,
+                        scale=self.integration.encoder_scale(block),
+                        key_bias=bias,
+                    )
+                )
             if decision is None:
                 continue
-            if not isinstance(decision, Group):
-                raise TypeError(f"{stage.method}: a stage between encoder layers must return Group, got {decision!r}.")
-            tokens = merged.shape[1]
-            merged, self.sizes = merge_by_owner(merged, decision.owner, decision.groups, sizes)
-            if self.token_owner is None:
-                self.token_owner = torch.arange(tokens, device=hidden.device).expand(tiles, -1)
-            self.token_owner = decision.owner.gather(1, self.token_owner)
-            keys, _ = merge_by_owner(keys, decision.owner, decision.groups, sizes)
-            lead = self.integration.leading
-            self.events.append(Event(stage, index, tiles * (tokens - lead), tiles * (decision.groups - lead)))
-        self.layer_tokens[index] = (before, merged.shape[1])
+            if not isinstance(decision, Group | Keep):
+                raise TypeError(
+                    f"{stage.method}: a stage between encoder layers must return Group or Keep, got {decision!r}."
+                )
+            there = self._there(merged)
+            merged, keys = self.tokens.follow(decision, merged, keys)
+            self.events.append(Event(stage, index, there, self._there(merged)))
+        self.values = None
+        after = merged.shape[1]
+        if stages[0].stage.after_block:
+            inside = self.layer_tokens.get(index, (before, before))
+            self.layer_tokens.update({index: inside, index + 1: (after, after)})
+        else:
+            self.layer_tokens[index] = (before, after)
         return merged if merged is not hidden else None
 
+    def _there(self, hidden: Tensor) -> Count:
+        """Tokens that are no padding, without the leading ones that never leave the encoder."""
+        lead = self.integration.leading
+        if not self.tokens.ragged or self.tokens.sizes is None:
+            return hidden.shape[0] * (hidden.shape[1] - lead)
+        return [self.tokens.sizes[:, lead:] > 0]
+
     def _patches(self, tokens: int) -> int:
-        first = self.token_owner.shape[1] if self.token_owner is not None else tokens
+        first = self.tokens.owner.shape[1] if self.tokens.owner is not None else tokens
         return first - int(self.integration.has_cls)
 
     def spread(self, hidden: Tensor) -> Tensor:
         """Copy the features of merged patches back to all patches, where several are about to be joined to a token."""
-        if self.token_owner is None or hidden.shape[1] == self.token_owner.shape[1]:
+        owner = self.tokens.owner
+        if owner is None or hidden.shape[1] == owner.shape[1]:
             return hidden
-        return gather_rows(hidden, self.token_owner)
+        return gather_rows(hidden, owner.clamp_min(0))
 
     # At the projector.
 
     def before_projector(self, features: Tensor) -> Tensor:
         """Take over what is about to enter the projector, (tiles, groups, channels); returns what it is to see."""
-        if self.token_owner is not None and not self.joins_patches:
+        if self.tokens.owner is not None and not self.joins_patches:
             lead = self.integration.leading
-            self.group_owner = self.token_owner[:, lead:] - lead
+            owner = self.tokens.owner[:, lead:]
+            self.group_owner = torch.where(owner == DROPPED, DROPPED, owner - lead)
         self.features = features
         for stage in self.chain.projector_stages:
             self._replace(stage, features)
@@ -163,7 +198,7 @@ class EncoderRun:
 
     def after_projector(self, projected: Tensor) -> Tensor:
         """Copy the projected features of groups to all of their tokens: (tiles, tokens, width)."""
-        return projected if self.group_owner is None else gather_rows(projected, self.group_owner)
+        return projected if self.group_owner is None else gather_rows(projected, self.group_owner.clamp_min(0))
 
     # Afterwards.
 
@@ -173,19 +208,23 @@ class EncoderRun:
         with torch.no_grad():
             self.units = self.units or integration.layouts(call)
             owner = self.group_owner
-            if owner is None and self.token_owner is not None:
-                owner = self.token_owner[:, integration.leading :]
+            if owner is None and self.tokens.owner is not None:
+                owner = self.tokens.owner[:, integration.leading :]
             if owner is not None:
                 self.groups = integration.owners_on_slots(call, owner)
             for signal, seen in self.seen.items():
-                on_slots = integration.scores_on_slots(call, seen.per_patch(signal.name, self.token_owner))
+                on_slots = integration.scores_on_slots(call, seen.per_patch(signal.name, self.tokens.owner))
                 self.signals[signal] = on_slots if signal.name == "keys" else [x.squeeze(1) for x in on_slots]
         if self.features is not None and self.chain.door_stages:
-            features = self.features if self.group_owner is None else gather_rows(self.features, self.group_owner)
+            features = self.features
+            if self.group_owner is not None:
+                features = gather_rows(features, self.group_owner.clamp_min(0))
             self.encoded = integration.features_on_slots(call, features)
         if not self.projected_tokens:
             self.projected_tokens = sum(unit.slots for unit in self.units)
-        self.features = self.sizes = self.group_owner = None
+        self.features = self.group_owner = None
+        self.merged_any = self.tokens.owner is not None
+        self.tokens = Running()
         self.seen = {}
         self.projections = {}
         self.attention_inputs = {}

@@ -15,14 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from vtprune.compat import encoder_arguments
+from vtprune.engine.blocks import BlockHooks
+from vtprune.engine.calls import call_arguments
 from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.deepstack import DeepStackRows
 from vtprune.engine.encoder import EncoderRun
 from vtprune.engine.graphs import OutsideGraphs
 from vtprune.engine.layout import VisualLayout, lay_out
+from vtprune.engine.logits import keep_logits, surviving_labels
 from vtprune.engine.reporting import Prefill
-from vtprune.integrations.base import EncoderBlock, EncoderCall, Integration, Kind
+from vtprune.integrations.base import EncoderCall, Integration, Kind
 
 RUN = "vtprune_run"  # attribute of encoder outputs that carries the encoder run to the language model
 
@@ -83,26 +86,13 @@ class Engine:
             signals = sorted({s for stage in self.layer_stages.get(i + 1, ()) for s in stage.signals})
             if signals:
                 self._before(layer.get_submodule("self_attn"), self._capture_rows(i, signals))
+        blocks = BlockHooks(integration, self.chain, lambda: self.local.encoding)
         for i, block in enumerate([*integration.encoder_blocks, *integration.unused_encoder_blocks]):
-            self._attach_block(i, block)
+            blocks.attach(i, block, self._before, self._after)
         if self.layer_stages and DeepStackRows.used_by(integration.language_model):
             self._replace_method(integration.language_model, DeepStackRows.METHOD, self._deepstack)
         self.loss = integration.model.__dict__.get("_loss_function")
         integration.model.loss_function = OutsideGraphs(self._loss(integration.model.loss_function))
-
-    def _attach_block(self, index: int, block: EncoderBlock) -> None:
-        stages = [s for s in self.chain.encoder_layer_stages if index in s.layers]
-        if stages or any(signal.block == index for signal in self.chain.encoder_signals):
-            self._before(block.attention, self._see_attention)
-            for part, projection in enumerate(block.projections):
-                self._after(projection, self._see_projection(index, part, len(block.projections)))
-        if self.chain.weighs_keys and index < len(self.integration.encoder_blocks):
-            self._before(block.attention, self._weigh_keys(block))
-        if stages:
-            self._before(block.before_mlp, self._merge(index, block, stages))
-            self._after(block.mlp, self._hold_mlp_output(block))
-            # First of all hooks, so that captured hidden states are the merged ones.
-            self._after(block.layer, self._leave_block, prepend=True)
 
     def _before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         self.handles.append(module.register_forward_pre_hook(OutsideGraphs(hook), with_kwargs=True))
@@ -172,70 +162,11 @@ class Engine:
 
     def _leave_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         run = self.local.encoding
-        if run is None or run.token_owner is None or not run.joins_patches:
+        if run is None or run.tokens.owner is None or not run.joins_patches:
             return
         output.last_hidden_state = run.spread(output.last_hidden_state)
         if output.hidden_states is not None:
             output.hidden_states = tuple(x if x is None else run.spread(x) for x in output.hidden_states)
-
-    def _see_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if (run := self.local.encoding) is not None:
-            run.attention_inputs = _arguments(module, args, kwargs)
-
-    def _see_projection(self, index: int, part: int, parts: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            if (run := self.local.encoding) is not None:
-                run.see_projection(index, part, parts, output)
-
-        return hook
-
-    def _weigh_keys(self, block: EncoderBlock) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            run = self.local.encoding
-            if run is None or run.sizes is None:
-                return None
-            implementation = self.integration.encoder_attention_implementation(block)
-            if implementation not in ("sdpa", "eager"):
-                raise ValueError(
-                    f"{self.chain.label} weighs keys by their size, which the vision tower's attention "
-                    f"implementation {implementation!r} cannot; set proportional=False, or load the model with "
-                    "attn_implementation={'vision_config': 'sdpa'}."
-                )
-            arguments = _arguments(module, args, kwargs)
-            dtype = arguments["hidden_states"].dtype
-            bias = run.sizes.log().to(dtype)[:, None, None, :].expand(-1, 1, run.sizes.shape[1], -1)
-            return (), {**arguments, "attention_mask": bias}
-
-        return hook
-
-    def _merge(self, index: int, block: EncoderBlock, stages: list[ChainStage]) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            run = self.local.encoding
-            if run is None:
-                return None
-            run.merged = run.merge(index, block, stages, args[0])
-            return None if run.merged is None else ((run.merged, *args[1:]), kwargs)
-
-        return hook
-
-    def _hold_mlp_output(self, block: EncoderBlock) -> Callable[..., Tensor | None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            run = self.local.encoding
-            if run is None or run.merged is None:
-                return None
-            gain = None if block.gain is None else block.layer.get_parameter(block.gain)
-            run.mlp_output = output if gain is None else gain * output
-            return output.new_zeros(1)  # the block adds it to its residual, which has the old length
-
-        return hook
-
-    def _leave_block(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        run = self.local.encoding
-        if run is None or run.merged is None or run.mlp_output is None:
-            return None
-        hidden = run.merged + run.mlp_output
-        run.merged = run.mlp_output = None
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def _enter_projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run = self.local.encoding
@@ -260,7 +191,7 @@ class Engine:
 
     def _enter_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         local, integration = self.local, self.integration
-        local.prompt = prompt = _arguments(module, args, kwargs)
+        local.prompt = prompt = call_arguments(module, args, kwargs)
         local.runs = {}
         local.on_host = {}
         given = prompt.get("mm_encoder_outputs") or {}
@@ -288,7 +219,7 @@ class Engine:
     def _enter_language_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         local = self.local
         local.step = local.finished = None
-        arguments = _arguments(module, args, kwargs)
+        arguments = call_arguments(module, args, kwargs)
         if not DecoderStep.needed(local.runs, arguments.get("past_key_values")):
             return None
         layout = None
@@ -324,7 +255,7 @@ class Engine:
         if step.layout is not None:
             local.prefill = self.latest = Prefill(self.integration, self.chain, step)
         if local.logits_to_keep is not None:
-            step.keep_logits(local.logits_to_keep)
+            keep_logits(local.logits_to_keep, step.slots, step.original_length, self.chain.label)
         return step.leave(output)
 
     def _at_decoder_layer(self, index: int) -> Callable[..., Any]:
@@ -361,8 +292,8 @@ class Engine:
     def _loss(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def loss(logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Any:
             step = self.local.finished
-            if step is not None and step.moved and isinstance(labels, Tensor):
-                labels = step.surviving_labels(labels)
+            if step is not None and isinstance(labels, Tensor):
+                labels = surviving_labels(labels, step.slots)
             return original(logits, labels, *args, **kwargs)
 
         return loss
@@ -373,15 +304,3 @@ class Engine:
                 f"{self.chain.label} removes tokens between layers, which gradient checkpointing would run twice; "
                 "call model.gradient_checkpointing_disable(), or use a method at the encoder's output."
             )
-
-
-_SIGNATURES: dict[type, inspect.Signature] = {}
-
-
-def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A module's call as keyword arguments."""
-    if not args:
-        return dict(kwargs)
-    signature = _SIGNATURES.setdefault(type(module), inspect.signature(type(module).forward))
-    names = list(signature.parameters)[1:]
-    return {**dict(zip(names, args, strict=False)), **kwargs}

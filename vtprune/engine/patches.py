@@ -12,7 +12,7 @@ from vtprune.kernels import attention_column_mass, attention_scores
 
 
 def patch_values(
-    name: str, integration: Integration, block: EncoderBlock, queries: Tensor, keys: Tensor, sizes: Tensor | None
+    name: str, integration: Integration, block: EncoderBlock, queries: Tensor, keys: Tensor, bias: Tensor | None
 ) -> Tensor:
     """One `EncoderSignal` of a block, (sequences, tokens, channels); one channel but for "keys".
 
@@ -22,7 +22,7 @@ def patch_values(
         block: The block.
         queries: (sequences, heads, tokens, head_dim), as its attention uses them.
         keys: Likewise.
-        sizes: (sequences, tokens), patches per token, if the attention weighs keys by their size.
+        bias: (sequences, tokens), what is added to the attention logits of each key; None for nothing.
     """
     queries, keys = queries.detach(), keys.detach()
     if name == "keys":
@@ -32,10 +32,10 @@ def patch_values(
     if name == "logits":
         asking = queries[:, :, :1] if from_cls else queries.mean(2, keepdim=True, dtype=torch.float32)
         return (asking.float() * scale @ keys.float().transpose(-1, -2)).mean(1).transpose(1, 2)
-    if sizes is not None:
-        # The bias log(size) on the logits, as one more channel.
+    if bias is not None:
+        # As one more channel.
         one = queries.new_full((*queries.shape[:3], 1), 1 / scale)
-        bias = sizes.log()[:, None, :, None].expand(-1, keys.shape[1], -1, 1)
+        bias = bias.clamp_min(-1e4)[:, None, :, None].expand(-1, keys.shape[1], -1, 1)
         queries = torch.cat((queries, one), -1).float()
         keys = torch.cat((keys, bias.to(keys.dtype)), -1).float()
     if from_cls:
@@ -68,9 +68,12 @@ class Seen:
         before = self.owner
         if before is None:
             before = torch.arange(values.shape[1], device=owner.device).expand_as(owner)
+        before = before.clamp_min(0)
         if name in ("attention", "received"):
-            # Attention adds up: every patch stands for all that its last group received.
-            end = torch.zeros(values.shape[:2], dtype=torch.long, device=owner.device).scatter_(1, before, owner)
-            values = values.new_zeros(values.shape).scatter_add_(1, end[..., None].expand_as(values), values)
-            before = owner
+            # Attention adds up: every patch stands for all that its last group received; dropped ones for nothing.
+            last = values.shape[1]
+            end = torch.full(values.shape[:2], last, device=owner.device)
+            end = end.scatter(1, before, torch.where(owner < 0, last, owner))
+            values = values.new_zeros(len(values), last + 1, 1).scatter_add_(1, end[..., None], values)
+            before = torch.where(owner < 0, last, owner)
         return [values.gather(1, before[..., None].expand(-1, -1, values.shape[2]))]

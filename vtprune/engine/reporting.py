@@ -124,7 +124,7 @@ class Prefill:
         acted = {event.stage.method for event in self.events}
         idle = [name for name in dict.fromkeys(self.chain.names) if name not in acted]
         notes = [f"{name} removed nothing." for name in idle]
-        if any(run.joins_patches and run.token_owner is not None for run in self.runs):
+        if any(run.joins_patches and run.merged_any for run in self.runs):
             notes.append(
                 "several patches make a token in this family: merged patches save work in the encoder, and only tokens "
                 "that have become equal leave the prompt."

@@ -12,6 +12,7 @@ from vtprune.engine.chain import ChainStage
 from vtprune.engine.encoder import Event
 from vtprune.engine.geometry import Part, geometry
 from vtprune.engine.layout import Picture, VisualLayout
+from vtprune.engine.merging import DROPPED
 from vtprune.integrations.base import Grid, PictureLayout
 from vtprune.kernels import compact_index
 from vtprune.methods.base import Cells, EncoderSignal, Keep, Pictures, Replace
@@ -109,7 +110,7 @@ class _Batch:
         first = torch.full((int(numbers.max()) + 1,), slots, device=self.device)
         first = first.scatter_reduce(0, numbers.flatten(), on_slot.flatten(), "amin")[numbers]
         self.owner = torch.where(groups < 0, on_slot, first)
-        self.alive = self.alive & (self.owner == on_slot)
+        self.alive = self.alive & (self.owner == on_slot) & (groups != DROPPED)
         self.complete = False
 
     def standing(self) -> Tensor:

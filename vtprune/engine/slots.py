@@ -40,9 +40,3 @@ class Slots:
                 now = now.masked_fill(~self.valid, False if x.dtype == torch.bool else -1)
             self._seen[id(x)] = (x, now)  # with `x` itself, so that its id is not given away
         return self._seen[id(x)][1]
-
-    def original(self, device: torch.device) -> Tensor:
-        """(rows, slots now), original slot of each."""
-        if self.index is not None:
-            return self.index
-        return torch.arange(self.width, device=device).expand(len(self.counts), -1)

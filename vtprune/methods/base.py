@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from vtprune.budget import Budget, check_keep, token_count, token_counts
@@ -85,12 +84,16 @@ class Group:
     """Decision between encoder layers: which tokens become one.
 
     Args:
-        owner: (pictures, tokens), for every token the index of its group after this step.
-        groups: Number of groups, the same for all pictures of the batch.
+        owner: (pictures, tokens), for every token the index of its group after this step; padding may own any.
+        groups: Number of groups; of the picture that has most, if pictures have different numbers of them.
+        weighted: Whether the mean of a group weighs tokens by their sizes.
+        ragged: Whether pictures may have different numbers of groups; their groups then come first, 0, 1, 2, ...
     """
 
     owner: Tensor
     groups: int
+    weighted: bool = True
+    ragged: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +103,15 @@ class EncoderTokens:
     Args:
         layer: Index of the block.
         keys: (pictures, tokens, head_dim), attention keys of this block, mean over heads.
-        sizes: (pictures, tokens), how many patches each token stands for.
+        sizes: (pictures, tokens), how many patches each token stands for; 0 on padding, behind all tokens.
         protected: How many leading tokens must stay alone ([CLS]).
         patches: Number of patches per picture before any merging.
+        hidden: (pictures, tokens, channels), the residual stream that is about to be merged.
+        queries: (pictures, heads, tokens, head_dim), queries of this block, of all heads.
+        head_keys: The same of its keys.
+        values: (pictures, tokens, heads * head_dim), values of this block; present if "values" was asked for.
+        scale: Factor on the products of queries and keys.
+        key_bias: (pictures, tokens), what was added to the attention logits of each key; None for nothing.
     """
 
     layer: int
@@ -110,6 +119,12 @@ class EncoderTokens:
     sizes: Tensor
     protected: int
     patches: int
+    hidden: Tensor | None = None
+    queries: Tensor | None = None
+    head_keys: Tensor | None = None
+    values: Tensor | None = None
+    scale: float = 1.0
+    key_bias: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,12 +230,15 @@ class Stage:
         place: Where it acts.
         decide: Pure function from `EncoderTokens`, `Pictures` or `VisualTokens` to a decision; None changes nothing.
         layers: The encoder or decoder layers at which it acts. A decoder stage acts on the input of the layer.
-        signals: Of "encoder_attention", "projected" and any `EncoderSignal` (encoder output), "last_query" or
-            "text_queries" (decoder layer: attention of the last prompt token, or of all text tokens after the first
-            visual one).
+        signals: Of "values" (encoder layer); "encoder_attention", "projected" and any `EncoderSignal` (encoder
+            output); "last_query" or "text_queries" (decoder layer: attention of the last prompt token, or of all text
+            tokens after the first visual one).
         positions: Position ids after a removal: "original", "compact" (dense), or "auto": dense ones on LLaVA-1.5 and
             LLaVA-NeXT, as in the authors' code, and original ones on all other families, as in ports to Qwen-VL.
         proportional: Encoder layers only: weigh each key by its size (adds log(size) to its attention logits).
+        after_block: Encoder layers only: act on the output of the block, instead of between attention and MLP.
+        prunes: Encoder layers only: tokens may be dropped (`Keep`), not only merged.
+        ragged: Encoder layers only: pictures may keep different numbers of tokens.
         needs_grid: Whether the stage needs every token of the grid, unmerged and unpruned.
         scope: Encoder output only: whether it decides on all tokens of a picture or video together ("picture"), or on
             every tile and frame by itself ("tile").
@@ -234,6 +252,9 @@ class Stage:
     signals: frozenset[str | EncoderSignal] = frozenset()
     positions: Positions = "original"
     proportional: bool = False
+    after_block: bool = False
+    prunes: bool = False
+    ragged: bool = False
     needs_grid: bool = False
     scope: Scope = "picture"
     budget: Budget | None = None
