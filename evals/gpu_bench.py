@@ -68,7 +68,7 @@ def check_kernels(scene: Any, out: Path) -> dict[str, Any]:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
             text, passed = done.stdout + done.stderr, done.returncode == 0
         except subprocess.TimeoutExpired as error:
-            text, passed = f"{error.stdout or ''}\nstopped after {error.timeout} s", False
+            text, passed = f"{error.stdout!r}\nstopped after {error.timeout} s", False
         log.write_text(text)
         last = [line for line in text.splitlines() if line.strip()][-1:]
         return {"by": "pytest", "passed": passed, "said": last[0] if last else ""}

@@ -196,9 +196,9 @@ def test_bench_kernels(invoke):
 def test_bench_kernels_gives_a_wrong_version_no_time(invoke, monkeypatch):
     from vtprune import kernels
 
-    right = kernels.compact_index
-    monkeypatch.setattr(kernels, "compact_index", lambda keep: (right(keep)[0].flip(1), None))
-    result = invoke("bench-kernels", "--operator", "ragged_compact", "--repeats", "1", "--device", "cpu")
+    right = kernels.merge_by_owner
+    monkeypatch.setattr(kernels, "merge_by_owner", lambda x, *more: (right(x + 1, *more)[0], None))
+    result = invoke("bench-kernels", "--operator", "bipartite_merge", "--repeats", "1", "--device", "cpu")
     assert result.exit_code == 1
     assert "differs from the reference" in " ".join(result.stdout.split())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,8 +105,8 @@ def attention_scores(scene: Scene) -> Iterator[Case]:
             "attention_scores",
             words,
             {
-                "operator": lambda q=q, k=k: kernels.attention_scores(q, k),
-                "reference": lambda q=q, k=k: attention_scores_reference(q, k),
+                "operator": partial(kernels.attention_scores, q, k),
+                "reference": partial(attention_scores_reference, q, k),
             },
             Work(q.nbytes + k.nbytes + 4 * batch * keys, 2 * batch * heads * rows * keys * dim),
             close(_tolerance(scene)),
@@ -128,10 +129,8 @@ def attention_column_mass(scene: Scene) -> Iterator[Case]:
             "attention_column_mass",
             words,
             {
-                "operator": lambda q=q, k=k, c=causal: kernels.attention_column_mass(q, k, causal=c),
-                "operator, given log-sum-exp": lambda q=q, k=k, c=causal, lse=lse: kernels.attention_column_mass(
-                    q, k, causal=c, lse=lse
-                ),
+                "operator": partial(kernels.attention_column_mass, q, k, causal=causal),
+                "operator, given log-sum-exp": partial(kernels.attention_column_mass, q, k, causal=causal, lse=lse),
                 "reference": plain,
             },
             Work(q.nbytes + k.nbytes + 4 * tokens, int(shares * 2 * heads * tokens**2 * dim)),
@@ -169,7 +168,7 @@ def flash_attention_with_scores(scene: Scene) -> Iterator[Case]:
         def plain(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> tuple[Tensor, Tensor]:
             return flash_attention_reference(q, k, v, causal=True)[0], attention_scores_reference(q[:, :, -1:], k)
 
-        def flash(q: Tensor = q, k: Tensor = k, v: Tensor = v, last: Tensor = last) -> tuple[Tensor, Tensor]:
+        def flash(q: Tensor = q, k: Tensor = k, v: Tensor = v, last: Tensor = last) -> tuple[Any, Any]:
             out, _, scores = kernels.flash_attention_with_scores(q, k, v, causal=True, score_rows=last)
             return out, scores
 
@@ -201,18 +200,18 @@ def greedy_select(scene: Scene) -> Iterator[Case]:
     for pictures, tokens, count in shapes:
         x = scene.random(pictures, tokens, 1024)
         versions: dict[str, Call] = {
-            "operator": lambda x=x, n=count: kernels.greedy_select(x, n, first="mean"),
-            "reference": lambda x=x, n=count: greedy_select_reference(x, n, first="mean"),
-            "one row for each step": lambda x=x, n=count: _farthest(x, n, matrix=False),
+            "operator": partial(kernels.greedy_select, x, count, first="mean"),
+            "reference": partial(greedy_select_reference, x, count, first="mean"),
+            "one row for each step": partial(_farthest, x, count, matrix=False),
         }
         if tokens <= 4096:
-            versions["whole matrix first"] = lambda x=x, n=count: _farthest(x, n, matrix=True)
+            versions["whole matrix first"] = partial(_farthest, x, count, matrix=True)
         yield Case(
             "greedy_select",
             f"farthest {count} of {tokens}, {pictures} picture(s), 1,024 channels",
             versions,
             Work(x.nbytes + 8 * pictures * count, 2 * pictures * tokens * count * 1024),
-            lambda found, wanted, x=x: _other_picks(x, found, wanted),
+            partial(_other_picks, x),
         )
 
 
@@ -262,7 +261,7 @@ def bipartite_merge(scene: Scene) -> Iterator[Case]:
             "reference": lambda: bipartite_matching_reference(keys, merges, protected=1),
         },
         Work(keys.nbytes + 8 * pictures * tokens, 2 * pictures * (tokens // 2) ** 2 * 64),
-        lambda found, wanted: _other_pairs(keys, found, wanted),
+        partial(_other_pairs, keys),
     )
     yield Case(
         "merge_by_owner",

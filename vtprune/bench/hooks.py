@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 
@@ -40,7 +40,7 @@ class Hooks:
             if earlier is not None:
                 setattr(module, name, earlier)
 
-    def __enter__(self) -> Hooks:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

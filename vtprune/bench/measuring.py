@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import vtprune
@@ -105,7 +106,7 @@ def _ratio(above: Measured, below: Measured, phase: str) -> Ratio | None:
 def measure(
     model: Any,
     inputs: Any,
-    chains: dict[str, Sequence[Method]],
+    chains: Mapping[str, Sequence[Method]],
     settings: Settings,
     progress: Progress | None = None,
 ) -> list[Outcome]:
@@ -125,8 +126,8 @@ def measure(
     plans: dict[str, Plan] = {label: record(model, chain, request) for label, chain in chains.items()}
     arms: dict[tuple[str, str], Arm] = {("", "baseline"): contextlib.nullcontext}
     for label, chain in chains.items():
-        arms[label, "method"] = lambda chain=chain: vtprune.applied(model, chain)
-        arms[label, "ideal"] = lambda plan=plans[label]: replaying(model, plan)
+        arms[label, "method"] = functools.partial(vtprune.applied, model, chain)
+        arms[label, "ideal"] = functools.partial(replaying, model, plans[label])
     counts = {key: count_request(model, request, arm=arm) for key, arm in arms.items()}
     times = _alternate(model, request, arms, settings, progress)
     measured = {key: Measured(times[key], counts[key]) for key in arms}
