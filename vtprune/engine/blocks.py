@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from vtprune.attention import NAME, Request, request, take
 from vtprune.engine.calls import call_arguments
 from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.encoder import EncoderRun
+from vtprune.engine.patches import Seen
 from vtprune.integrations.base import EncoderBlock, Integration
+from vtprune.methods.base import EncoderSignal
 
 
 class BlockHooks:
@@ -44,6 +48,10 @@ class BlockHooks:
             before(block.attention, self._see_attention)
             for part, projection in enumerate(block.projections):
                 after(projection, self._see_projection(index, part, len(block.projections)))
+        mass = [s for s in self.chain.encoder_signals if s.block == index and s.name in ("attention", "received")]
+        if len(mass) == 1 and not self.chain.biases_keys:
+            before(block.attention, self._ask(mass[0], block))
+            after(block.attention, self._hear(mass[0]))
         if self.chain.biases_keys and index < len(self.integration.encoder_blocks):
             before(block.attention, self._bias_keys(block))
         if block.values is not None and any("values" in s.signals for s in stages):
@@ -61,6 +69,29 @@ class BlockHooks:
     def _see_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if (run := self.run()) is not None:
             run.attention_inputs = call_arguments(module, args, kwargs)
+
+    def _ask(self, signal: EncoderSignal, block: EncoderBlock) -> Callable[..., None]:
+        """Have the attention call say what its keys receive, if it can; else queries and keys are looked at."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            run = self.run()
+            if run is None or self.integration.encoder_attention_implementation(block) != NAME:
+                return
+            from_cls = self.integration.has_cls and signal.name == "attention"
+            request(module, Request(torch.zeros(1, 1, dtype=torch.long) if from_cls else None))
+            run.asked = signal
+
+        return hook
+
+    def _hear(self, signal: EncoderSignal) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            run = self.run()
+            if run is not None and run.asked == signal:
+                run.asked = None
+                values = [received.scores.unsqueeze(-1) for received in take(module)]
+                run.seen[signal] = Seen(values, run.tokens.owner)
+
+        return hook
 
     def _see_projection(self, index: int, part: int, parts: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtprune.attention import NAME
 from vtprune.compat import Cache, DynamicCache, build_mask
 from vtprune.engine.cache import PhysicalCache, Rows, VisualCacheLayer, adopt, is_visual
 from vtprune.engine.chain import Chain, ChainStage
@@ -22,7 +23,7 @@ from vtprune.engine.encoder import EncoderRun, Event
 from vtprune.engine.layout import VisualLayout
 from vtprune.engine.positions import dense_positions
 from vtprune.engine.selection import Selected, living
-from vtprune.engine.signals import Captured
+from vtprune.engine.signals import Asked, Captured
 from vtprune.engine.slots import Slots
 from vtprune.integrations.base import Integration, Kind
 from vtprune.kernels import compact_index, gather_rows
@@ -47,7 +48,7 @@ class DecoderStep:
         self.deepstack: DeepStackRows | None = None
         self.events: list[Event] = []
         self.memory: dict[str, Any] = {}
-        self.captured: dict[str, Captured] = {}
+        self.captured: dict[str, Asked | Captured] = {}
         self.moved = False  # whether slots have left at all
         self.compacted = False  # whether slots have left since the language model made its mask and embeddings
         self.lengths: dict[int, tuple[list[int], int]] = {}
@@ -311,10 +312,10 @@ class DecoderStep:
             number = number.masked_fill(~valid, -1)
         arrived = torch.zeros(self.batch, self.layout.most + 1, dtype=torch.long, device=self.device)
         arrived = arrived.scatter_add(1, number + 1, torch.ones_like(number))[:, 1:]
-        attention = self._attention(next(iter(stage.signals)), at, valid) if stage.signals else None
+        received = self._attention(next(iter(stage.signals)), at, valid) if stage.signals else None
         memory = self.memory.setdefault(stage.method, {})
         with torch.no_grad():
-            decision = stage.decide(VisualTokens(layer, all_valid, number, arrived, attention, memory))
+            decision = stage.decide(VisualTokens(layer, all_valid, number, arrived, received, memory))
         if decision is None:
             return hidden
         if not isinstance(decision, Keep):
@@ -346,6 +347,11 @@ class DecoderStep:
         if self.picture is None or self.layout is None:
             return
         hidden = hidden.detach()
+        module = self.integration.decoder_layers[layer].get_submodule("self_attn")
+        implementation = self.integration.language_model.config._attn_implementation
+        if implementation == NAME and not any(x.layer == layer for x in self.captured.values()):
+            self.captured[signal] = Asked.by(signal, layer, module, hidden, self.picture, self.slots)
+            return
         if len(cos) != self.batch:
             cos, sin = cos.expand(self.batch, -1, -1), sin.expand(self.batch, -1, -1)
         self.captured[signal] = Captured.of(

@@ -70,6 +70,7 @@ class EncoderRun:
         self.projections: dict[int, tuple[Tensor, ...]] = {}  # what holds queries and keys of the block that runs
         self.attention_inputs: Mapping[str, Any] = {}
         self.seen: dict[EncoderSignal, Seen] = {}
+        self.asked: EncoderSignal | None = None  # what the attention call that runs will answer itself
         self.values: Tensor | None = None  # of the block that runs, (tiles, tokens, channels)
         self.merged: Tensor | None = None
         self.mlp_output: Tensor | None = None
@@ -87,7 +88,7 @@ class EncoderRun:
         """Take one of the outputs that hold queries and keys of block `index`."""
         earlier = self.projections.get(index, ()) if part else ()
         self.projections = {index: (*earlier, output)}
-        asked = [signal for signal in self.chain.encoder_signals if signal.block == index]
+        asked = [x for x in self.chain.encoder_signals if x.block == index and x != self.asked]
         if part + 1 == parts and asked:
             with torch.no_grad():
                 block = self.integration.block(index)

@@ -5,13 +5,41 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vtprune.attention import Request, request, take
 from vtprune.engine.slots import Slots
 from vtprune.integrations.base import Integration
 from vtprune.kernels import attention_scores, compact_index, gather_rows
 
 Rotation = tuple[Tensor, Tensor]  # cos and sin, (rows, slots, head_dim)
+
+
+@dataclasses.dataclass
+class Asked:
+    """A layer's attention call that will itself say what its keys received (attn_implementation="vtprune")."""
+
+    layer: int
+    module: nn.Module
+    length: int  # slots in this layer
+    slots: Tensor | None = None  # (rows, slots now), where each slot stood in this layer; None as long as all are there
+
+    @staticmethod
+    def by(signal: str, layer: int, module: nn.Module, hidden: Tensor, picture: Tensor, slots: Slots) -> Asked:
+        """Ask; see `Captured.of`."""
+        rows, row_valid = query_rows(signal, picture, slots.valid)
+        request(module, Request(rows if row_valid is None else rows.masked_fill(~row_valid, -1)))
+        return Asked(layer, module, hidden.shape[1])
+
+    def compact(self, index: Tensor) -> None:
+        """Follow a removal: (rows, slots now), where the remaining slots stood before it."""
+        self.slots = index if self.slots is None else self.slots.gather(1, index.to(self.slots.device))
+
+    def attention(self, integration: Integration, cached: Tensor | None, valid: Tensor | None) -> Tensor:
+        """Attention that the query rows gave the slots that are still there, (rows, slots now)."""
+        (received,) = take(self.module)
+        scores = received.scores[:, -self.length :]
+        return scores if self.slots is None else gather_rows(scores, self.slots)
 
 
 @dataclasses.dataclass
