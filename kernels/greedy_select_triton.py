@@ -8,7 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from vtprune.kernels._cosine import NOBODY, float32_error
-from vtprune.kernels._greedy import LEAST_GAIN, NO_LIKENESS, prepare
+from vtprune.kernels._decide import NO_LIKENESS
+from vtprune.kernels._greedy import LEAST_GAIN, prepare
+from vtprune.kernels._shared import full_precision
 from vtprune.kernels._tiles_triton import similarity_tile
 
 # Similarities of all pairs, for as many pictures at a time as fit; without them a program computes its rows itself.
@@ -197,7 +199,8 @@ def _select(
         if nearest:
             score = -closest
         elif first == "mean":
-            score = -(unit @ unit.sum(1).unsqueeze(2)).squeeze(2)
+            with full_precision(unit):
+                score = -(unit @ unit.sum(1).unsqueeze(2)).squeeze(2)
         elif isinstance(first, Tensor):
             score = (torch.arange(tokens, device=unit.device) == first.unsqueeze(1)).float()
         else:
