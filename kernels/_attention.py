@@ -260,6 +260,7 @@ def _block(
         torch.bmm(q.reshape(count, group * length, dim), transposed, out=weights)
     weights = weights.view(count, group, length, keys)
     _hide(weights, kv_heads, rows, sight)
+    lse: Tensor | None
     if known is not None:
         known = known[:, :, rows, None].float() * LOG2_E
         nothing = known == -torch.inf

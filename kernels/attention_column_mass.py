@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +21,44 @@ from vtprune.kernels._attention import (
 )
 from vtprune.kernels._dispatch import runs_on_triton
 
+ReduceHeads = Literal["mean", "group"] | None
+
+
+@overload
+def attention_column_mass(
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    key_valid: Tensor | None = None,
+    row_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    lse: Tensor | None = None,
+    reduce_heads: ReduceHeads = "mean",
+    normalise: Literal["mean", "sum"] = "mean",
+    return_lse: Literal[False] = False,
+    block: int | None = None,
+) -> Tensor: ...
+
+
+@overload
+def attention_column_mass(
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    key_valid: Tensor | None = None,
+    row_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    lse: Tensor | None = None,
+    reduce_heads: ReduceHeads = "mean",
+    normalise: Literal["mean", "sum"] = "mean",
+    return_lse: Literal[True],
+    block: int | None = None,
+) -> tuple[Tensor, Tensor]: ...
+
 
 @torch.no_grad()
 def attention_column_mass(
@@ -33,7 +71,7 @@ def attention_column_mass(
     row_mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     lse: Tensor | None = None,
-    reduce_heads: Literal["mean", "group"] | None = "mean",
+    reduce_heads: ReduceHeads = "mean",
     normalise: Literal["mean", "sum"] = "mean",
     return_lse: bool = False,
     block: int | None = None,
@@ -82,13 +120,15 @@ def attention_column_mass(
     check_like("row_mask", row_mask, (batch, rows), "bool")
     check_like("lse", lse, (batch, heads, rows), "float")
     reason = triton_refusal(q, k, borders=cu_seqlens)
-    given = dict(scale=scale, causal=causal, key_valid=key_valid, row_mask=row_mask, cu_seqlens=cu_seqlens, lse=lse)
+    given: dict[str, Any] = dict(
+        scale=scale, causal=causal, key_valid=key_valid, row_mask=row_mask, cu_seqlens=cu_seqlens, lse=lse
+    )
     if runs_on_triton("attention_column_mass", reason, q, k, key_valid, row_mask, cu_seqlens, lse):
         from vtprune.kernels.attention_column_mass_triton import attention_column_mass_triton
 
-        mass, found = attention_column_mass_triton(q, k, **given)  # type: ignore[arg-type]
+        mass, found = attention_column_mass_triton(q, k, **given)
     else:
-        mass, found = attention_column_mass_reference(q, k, **given, want_lse=return_lse, block=block)  # type: ignore[arg-type]
+        mass, found = attention_column_mass_reference(q, k, **given, want_lse=return_lse, block=block)
     if reduce_heads == "mean":
         mass = mass.mean(1)
     elif reduce_heads == "group":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ def attention_scores(
         ValueError: Shapes or options that do not fit together.
         TypeError: A mask that is not bool, positions that are not integers.
     """
-    given = dict(
+    given: dict[str, Any] = dict(
         scale=scale,
         mask=mask,
         row_mask=row_mask,
@@ -99,14 +99,14 @@ def attention_scores(
         row_weights=row_weights,
         reduce_heads=reduce_heads,
     )
-    _check(q, k, **given)  # type: ignore[arg-type]
+    _check(q, k, **given)
     reason = triton_refusal(q, k, borders=cu_seqlens_q)
     tensors = (q, k, mask, row_mask, row_positions, key_valid, cu_seqlens_q, cu_seqlens_k, lse, row_weights)
     if runs_on_triton("attention_scores", reason, *tensors):
         from vtprune.kernels.attention_scores_triton import attention_scores_triton
 
-        return attention_scores_triton(q, k, **given)  # type: ignore[arg-type]
-    return attention_scores_reference(q, k, **given, block=block)  # type: ignore[arg-type]
+        return attention_scores_triton(q, k, **given)
+    return attention_scores_reference(q, k, **given, block=block)
 
 
 def attention_scores_reference(

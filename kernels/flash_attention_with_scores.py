@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -84,20 +84,20 @@ def flash_attention_with_scores(
             raise ValueError("score_rows must be a bool (batch, rows) for packed sequences, got numbers.")
     elif scores:
         check_like("score_rows", score_rows, (batch, rows), "bool")
-    given = dict(scale=scale, causal=causal, key_valid=key_valid)
+    given: dict[str, Any] = dict(scale=scale, causal=causal, key_valid=key_valid)
     reason = triton_refusal(q, k, v, borders=cu_seqlens)
     if runs_on_triton("flash_attention_with_scores", reason, q, k, v, key_valid, cu_seqlens, score_rows):
         from vtprune.kernels.flash_attention_with_scores_triton import flash_attention_triton
 
-        out, lse = flash_attention_triton(q, k, v, **given, cu_seqlens=cu_seqlens)  # type: ignore[arg-type]
+        out, lse = flash_attention_triton(q, k, v, **given, cu_seqlens=cu_seqlens)
     else:
-        out, lse = flash_attention_reference(q, k, v, **given, cu_seqlens=cu_seqlens)  # type: ignore[arg-type]
+        out, lse = flash_attention_reference(q, k, v, **given, cu_seqlens=cu_seqlens)
     if not scores:
         return out, lse, None
     if score_rows is not None and numbered:
-        found = scores_of_rows(q, k, score_rows, lse=lse, reduce_heads=reduce_heads, **given)  # type: ignore[arg-type]
+        found = scores_of_rows(q, k, score_rows, lse=lse, reduce_heads=reduce_heads, **given)
     else:
-        found = attention_column_mass(  # type: ignore[call-overload]
+        found = attention_column_mass(
             q, k, row_mask=score_rows, cu_seqlens=cu_seqlens, lse=lse, reduce_heads=reduce_heads, **given
         )
     return out, lse, found

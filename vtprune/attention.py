@@ -191,8 +191,8 @@ def mask(
     batch_size: int,
     q_length: int,
     kv_length: int,
-    q_offset: int | Tensor = 0,
-    kv_offset: int | Tensor = 0,
+    q_offset: Any = 0,
+    kv_offset: Any = 0,
     mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: Tensor | None = None,
     allow_is_causal_skip: bool = True,
@@ -261,7 +261,7 @@ def _receive(
     if dense is not None and dense.dtype != torch.bool:
         dense = dense > torch.finfo(dense.dtype).min / 2
     if dense is None and numbers is None:
-        return attention_column_mass(  # type: ignore[return-value]
+        return attention_column_mass(
             query,
             key,
             scale=scaling,
