@@ -7,7 +7,7 @@ embeddings and cache rows of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from vtprune.engine.selection import Selected, living
 from vtprune.engine.signals import Asked, Captured
 from vtprune.engine.slots import Slots
 from vtprune.integrations.base import Integration, Kind
-from vtprune.kernels import compact_index, gather_rows
+from vtprune.kernels import compact_index, gather_rows, ragged_compact
 from vtprune.methods.base import Keep, Positions, VisualTokens
 
 
@@ -99,12 +99,13 @@ class DecoderStep:
             keep = staying(self.layout, self.selected)
         for rows in dict.fromkeys(self.rows):
             rows.extend(self.batch, self.past_length[rows.leader], self.original_length, self.slots.valid, self.device)
-        if keep is not None and (index := self._compact(keep, 0, self.chain.door_positions)) is not None:
-            for name in ("input_ids", "inputs_embeds"):
-                if arguments.get(name) is not None:
-                    arguments[name] = gather_rows(arguments[name], index)
-            self._drop_deepstack(arguments)
-            self.compacted = False
+        if keep is not None:
+            names = [name for name in ("input_ids", "inputs_embeds") if arguments.get(name) is not None]
+            left = self._compact(keep, 0, self.chain.door_positions, [arguments[name] for name in names])
+            if left is not None:
+                arguments.update(zip(names, left, strict=True))
+                self._drop_deepstack(arguments)
+                self.compacted = False
         if self.moved or is_visual(self.cache):
             arguments["position_ids"] = self.positions[0] if plain else self.positions
             mask = self.rows[0].valid
@@ -185,11 +186,19 @@ class DecoderStep:
 
     # Removing slots.
 
-    def _compact(self, keep: Tensor, layer: int, positions: Positions) -> Tensor | None:
+    def _compact(
+        self, keep: Tensor, layer: int, positions: Positions, tensors: Sequence[Tensor]
+    ) -> list[Tensor] | None:
         """Remove slots for the layers from `layer` on.
 
+        Args:
+            keep: Bool (rows, slots now).
+            layer: The first layer that does not see them.
+            positions: The rule for position ids.
+            tensors: What holds something for every slot, (rows, slots now, ...).
+
         Returns:
-            (rows, slots now), where the remaining ones stood; None if all remain.
+            The tensors without the slots; None if all remain.
         """
         before = self.slots
         if before.valid is not None:
@@ -198,14 +207,21 @@ class DecoderStep:
         if counts == before.counts:
             return None
         self.candidates = [left - text - n for left, text, n in zip(counts, self._texts(), newlines, strict=True)]
-        index, valid = compact_index(keep)
         self._own_rows(layer)
-        length = index.shape[1]
         shift: Tensor | None = None
         if positions == "compact":
             dropped = ~keep if before.valid is None else ~keep & before.valid
             self.positions, shift = dense_positions(self.positions, dropped, self.picture)
-        self.positions = gather_rows(self.positions.movedim(0, -1), index).movedim(-1, 0)
+        length = max(counts)
+        padded = length != min(counts)
+        moving = [self.positions.movedim(0, -1), *tensors]
+        apart = any(x.device != keep.device or (x.requires_grad and torch.is_grad_enabled()) for x in tensors)
+        if apart:  # layers on several devices; training
+            index, valid = compact_index(keep, width=length, padded=padded)
+            moving = [gather_rows(x, index) for x in moving]
+        else:
+            index, valid, moving = ragged_compact(keep, moving, width=length, padded=padded)
+        self.positions = moving[0].movedim(-1, 0)
         if valid is not None:
             self.positions = self.positions.masked_fill(~valid, 0)
         for rows in dict.fromkeys(self.rows[layer:]):
@@ -223,7 +239,7 @@ class DecoderStep:
         self.compacted = self.moved = True
         self.masks.clear()
         self.embeddings.clear()
-        return index
+        return moving[1:]
 
     def _count(self, keep: Tensor) -> tuple[list[int], list[int]]:
         """Per row, how many slots stay, and how many newlines among them; the one time that the host waits."""
@@ -305,7 +321,8 @@ class DecoderStep:
             return hidden
         visual = picture >= 0
         candidate = visual if newline is None else visual & ~newline
-        at, valid = compact_index(candidate)
+        most = max(self.candidates)
+        at, valid = compact_index(candidate, width=most, padded=most != min(self.candidates))
         all_valid = torch.ones_like(at, dtype=torch.bool) if valid is None else valid
         number = self._within_row(gather_rows(picture, at))
         if valid is not None:
@@ -331,8 +348,8 @@ class DecoderStep:
             count = self.layout.longest * len(self.layout.source)
             keep = keep & ~(newline & visual & ~living(lines, count, candidate & keep))
         self.events.append(Event(stage, layer, [visual], [visual & keep]))
-        index = self._compact(keep, layer, stage.positions)
-        return hidden if index is None else gather_rows(hidden, index)
+        left = self._compact(keep, layer, stage.positions, [hidden])
+        return hidden if left is None else left[0]
 
     def _within_row(self, picture: Tensor) -> Tensor:
         """Numbers of pictures counted within the row instead of over the batch."""
