@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import vtprune
 from vtprune import integrations, kernels
@@ -137,8 +137,19 @@ def count_request(model: Any, request: Requested, *, arm: Any) -> Counts:
     return Counts(flops, calls, sites, peak, kept)
 
 
+def _attention_flops(query: Any, key: Any, value: Any, *more: Any, **named: Any) -> int:
+    """From shapes; older versions of torch count attention on GPUs only."""
+    batch, heads, rows, dim = query
+    return 2 * batch * heads * rows * key[2] * (dim + value[3])
+
+
 def _flops(model: Any, request: Requested) -> dict[str, int]:
-    with FlopCounterMode(display=False) as counter, Phases(model, counter.get_total_flops) as phases:
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    known = {} if on_cpu in flop_registry else {on_cpu: _attention_flops}
+    with (
+        FlopCounterMode(display=False, custom_mapping=known) as counter,
+        Phases(model, counter.get_total_flops) as phases,
+    ):
         generate(model, Requested(request.inputs))
     return {name: sum(stop - start for start, stop in spans) for name, spans in phases.spans.items() if spans}
 
@@ -174,7 +185,7 @@ def _peak(model: Any, request: Requested) -> int:
         torch.cuda.synchronize(model.device)
         return torch.cuda.max_memory_allocated(model.device) - before
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
         generate(model, Requested(request.inputs))
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = peak = 0
