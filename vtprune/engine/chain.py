@@ -38,12 +38,12 @@ class ChainStage:
     @property
     def differentiable(self) -> bool:
         """Whether its decision carries features, through which gradients must flow."""
-        return self.stage.needs_grid
+        return self.stage.needs_grid or self.stage.mixes
 
 
 SIGNALS = {
     Place.ENCODER_LAYER: frozenset({"values"}),
-    Place.ENCODER_OUTPUT: frozenset({"encoder_attention", "projected"}),
+    Place.ENCODER_OUTPUT: frozenset({"encoder_attention", "projected", "text"}),
     Place.DECODER_LAYER: frozenset({"last_query", "text_queries"}),
 }
 
@@ -94,7 +94,7 @@ class Chain:
         self.door_stages = [s for s in self.encoder_output_stages if s not in before]
         """Those that act where features enter the language model."""
         scored = EncoderSignal("attention", integration.scored_block)
-        asked = [x for s in self.encoder_output_stages for x in s.signals if x != "projected"]
+        asked = [x for s in self.encoder_output_stages for x in s.signals if x not in ("projected", "text")]
         self.encoder_signals = frozenset(x if isinstance(x, EncoderSignal) else scored for x in asked)
         """What is asked of vision blocks."""
         self.weighs_keys = any(s.stage.proportional for s in self.encoder_layer_stages)

@@ -95,7 +95,7 @@ class DecoderStep:
             self.candidates = self.layout.tokens
             visual: Tensor | None = arguments.get("visual_pos_masks")
             self.deepstack = None if visual is None else DeepStackRows(visual)
-            self.selected, self.events = decide(self.chain, self.layout, arguments)
+            self.selected, self.events = decide(self.chain, self.layout, arguments, self.slots.valid)
             keep = staying(self.layout, self.selected)
         for rows in dict.fromkeys(self.rows):
             rows.extend(self.batch, self.past_length[rows.leader], self.original_length, self.slots.valid, self.device)

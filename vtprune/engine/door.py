@@ -12,16 +12,20 @@ from vtprune.engine.chain import Chain
 from vtprune.engine.deepstack import DeepStackRows, spread
 from vtprune.engine.encoder import Event
 from vtprune.engine.layout import VisualLayout
-from vtprune.engine.selection import Selected, select
+from vtprune.engine.selection import Selected, Text, select
+from vtprune.engine.signals import query_rows
 
 
-def decide(chain: Chain, layout: VisualLayout, arguments: dict[str, Any]) -> tuple[list[Selected], list[Event]]:
+def decide(
+    chain: Chain, layout: VisualLayout, arguments: dict[str, Any], valid: Tensor | None
+) -> tuple[list[Selected], list[Event]]:
     """Run the stages of the encoder's output, and put new features in the place of old ones.
 
     Args:
         chain: The methods.
         layout: Where the pictures stand.
         arguments: Of the language model; its features are replaced where a stage makes new ones.
+        valid: Bool (rows, slots), False on padding; None without padding.
 
     Returns:
         What became of the pictures, empty if nothing was decided about any; and the stages that acted.
@@ -33,10 +37,13 @@ def decide(chain: Chain, layout: VisualLayout, arguments: dict[str, Any]) -> tup
         raise ValueError(f"{chain.label} needs the language model to be called with inputs_embeds.")
     mask: Tensor | None = arguments.get("visual_pos_masks")
     levels = [embeds.flatten(0, 1)]
-    if mask is not None and any(stage.stage.needs_grid for stage in chain.door_stages):
+    if mask is not None and any(stage.differentiable for stage in chain.door_stages):
         # New features are made on every level; a selection needs the input's only.
         levels += [spread(mask, level) for level in DeepStackRows.levels(arguments)]
-    selected, events = select(chain.door_stages, layout, levels)
+    text = None
+    if any("text" in stage.signals for stage in chain.door_stages):
+        text = Text(embeds, *query_rows("text_queries", layout.picture, valid))
+    selected, events = select(chain.door_stages, layout, levels, text)
     if any(one.levels is not None for one in selected):
         for i, level in enumerate(levels):
             levels[i] = _with_new_features(level, i, layout, selected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from vtprune.engine.geometry import Part, geometry
 from vtprune.engine.layout import Picture, VisualLayout
 from vtprune.engine.merging import DROPPED
 from vtprune.integrations.base import Grid, PictureLayout
-from vtprune.kernels import compact_index
+from vtprune.kernels import compact_index, gather_rows
 from vtprune.methods.base import Cells, EncoderSignal, Keep, Pictures, Replace
 
 
@@ -35,8 +36,21 @@ class Selected:
     levels: list[Tensor] | None
 
 
+class Text:
+    """The text of every row after its first visual slot.
+
+    Attributes:
+        embeds: (rows, n, width), padded on the left.
+        valid: Bool (rows, n), False on padding.
+    """
+
+    def __init__(self, embeds: Tensor, index: Tensor, valid: Tensor | None) -> None:
+        self.embeds = gather_rows(embeds.detach(), index)
+        self.valid = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
+
+
 def select(
-    stages: Sequence[ChainStage], layout: VisualLayout, levels: Sequence[Tensor]
+    stages: Sequence[ChainStage], layout: VisualLayout, levels: Sequence[Tensor], text: Text | None = None
 ) -> tuple[list[Selected], list[Event]]:
     """Run the stages on all encoded pictures.
 
@@ -44,6 +58,7 @@ def select(
         stages: Stages at the encoder's output, in order.
         layout: Where the pictures stand.
         levels: Features of the flattened batch, (rows * slots, width) each: the input's, then DeepStack's.
+        text: Present if a stage asks for it.
     """
     alike: dict[PictureLayout, list[int]] = {}
     for number, picture in enumerate(layout.pictures):
@@ -53,7 +68,11 @@ def select(
     for one, numbers in alike.items():
         places = layout.places_of([shown[n] for n in numbers], one.slots)
         features = [x[places.to(x.device)] for x in levels]
-        batches.append((numbers, _Batch(one, [layout.pictures[n] for n in numbers], features)))
+        batch = _Batch(one, [layout.pictures[n] for n in numbers], features)
+        if text is not None:
+            rows = [bisect.bisect_right(layout.first, shown[n]) - 1 for n in numbers]
+            batch.text, batch.text_valid = text.embeds[rows], text.valid[rows]
+        batches.append((numbers, batch))
     events = []
     standing = [batch.standing() for _, batch in batches]
     for stage in stages:
@@ -86,6 +105,8 @@ class _Batch:
         self.complete = True
         self.owner: Tensor | None = None
         self.replaced = False
+        self.text: Tensor | None = None  # (pictures, n, width)
+        self.text_valid: Tensor | None = None
         groups = [torch.cat([p.run.groups[u] for u in p.units]) for p in pictures if p.run.groups is not None]
         if groups:
             self._one_slot_per_group(torch.stack(groups).to(self.device))
@@ -181,10 +202,13 @@ class _Batch:
             self.layout.seconds,
             share,
             signals,
+            None if self.text is None else self.text[number[:, 0]],
+            None if self.text_valid is None else self.text_valid[number[:, 0]],
         )
         decision = stage.decide(pictures)
         if isinstance(decision, Keep):
             mask = decision.mask.to(self.device)
+            self._mix(stage, number, where, decision)
             if everything:
                 self.alive, self.complete = mask, False
             else:
@@ -193,6 +217,23 @@ class _Batch:
             self._replace(stage, number, where, grid, decision)
         elif decision is not None:
             raise TypeError(f"{stage.method}: a stage at the encoder's output cannot return {type(decision).__name__}.")
+
+    def _mix(self, stage: ChainStage, number: Tensor, where: Tensor, decision: Keep) -> None:
+        """Give the tokens that stay their new features, on every level."""
+        if decision.mix is None:
+            return
+        if not stage.stage.mixes:
+            raise TypeError(f"{stage.method}: a stage that returns features must say so by mixes=True.")
+        for i, level in enumerate(self.levels):
+            new = decision.mix(level[number, where]).to(level.dtype)
+            self.levels[i] = level.index_put((number, where), new)
+        if decision.owner is not None:
+            if self.owner is None:
+                self.owner = torch.arange(self.layout.slots, device=self.device).repeat(len(self.pictures), 1)
+            owner = where.gather(1, decision.owner.to(self.device))
+            self.owner = self.owner.index_put((number, where), owner)
+        self.replaced = True
+        self.encoded = None  # belongs to tokens that are no more
 
     def _set_alive(self, number: Tensor, where: Tensor, values: Tensor) -> None:
         self.alive = self.alive.index_put((number, where), values)

@@ -61,9 +61,20 @@ class ModelInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """Decision: which visual tokens stay. `mask` is bool, (pictures or rows, tokens), True where a token stays."""
+    """Decision: which visual tokens stay, and at the encoder's output what becomes of their features.
+
+    Args:
+        mask: bool, (pictures or rows, tokens), True where a token stays.
+        mix: New features of all tokens from the old ones, (pictures, tokens, channels) both, of which those that stay
+            are used; differentiable, as DeepStack levels and gradients go through it too. None leaves them as they
+            are. The stage must say so by `mixes`.
+        owner: (pictures, tokens), for every token the kept one that stands for it, itself if none does; None where
+            features do not mix. For reports.
+    """
 
     mask: Tensor
+    mix: Callable[[Tensor], Tensor] | None = None
+    owner: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +183,9 @@ class Pictures:
         seconds: Time from frame to frame of a video, if the model is told.
         share: How many of them may stay, where a number of tokens per picture was shared out among its tiles.
         signals: What was asked for of other blocks.
+        text: (pictures, n, width), embeddings of the prompt's text after its first visual token, padded on the left;
+            present if "text" was asked for.
+        text_valid: bool, (pictures, n), False on padding.
     """
 
     grid: tuple[int, int, int] | None
@@ -182,6 +196,8 @@ class Pictures:
     seconds: float | None = None
     share: int | None = None
     signals: Mapping[EncoderSignal, Tensor] = dataclasses.field(default_factory=dict)
+    text: Tensor | None = None
+    text_valid: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -230,7 +246,7 @@ class Stage:
         place: Where it acts.
         decide: Pure function from `EncoderTokens`, `Pictures` or `VisualTokens` to a decision; None changes nothing.
         layers: The encoder or decoder layers at which it acts. A decoder stage acts on the input of the layer.
-        signals: Of "values" (encoder layer); "encoder_attention", "projected" and any `EncoderSignal` (encoder
+        signals: Of "values" (encoder layer); "encoder_attention", "projected", "text" and any `EncoderSignal` (encoder
             output); "last_query" or "text_queries" (decoder layer: attention of the last prompt token, or of all text
             tokens after the first visual one).
         positions: Position ids after a removal: "original", "compact" (dense), or "auto": dense ones on LLaVA-1.5 and
@@ -239,6 +255,7 @@ class Stage:
         after_block: Encoder layers only: act on the output of the block, instead of between attention and MLP.
         prunes: Encoder layers only: tokens may be dropped (`Keep`), not only merged.
         ragged: Encoder layers only: pictures may keep different numbers of tokens.
+        mixes: Encoder output only: whether kept tokens may get new features (`Keep.mix`).
         needs_grid: Whether the stage needs every token of the grid, unmerged and unpruned.
         scope: Encoder output only: whether it decides on all tokens of a picture or video together ("picture"), or on
             every tile and frame by itself ("tile").
@@ -255,6 +272,7 @@ class Stage:
     after_block: bool = False
     prunes: bool = False
     ragged: bool = False
+    mixes: bool = False
     needs_grid: bool = False
     scope: Scope = "picture"
     budget: Budget | None = None
