@@ -69,10 +69,14 @@ def greedy_select(
     unsupported = None if features.shape[1] <= 16384 else f"tokens must be at most 16384, got {features.shape[1]}"
     given = first if isinstance(first, Tensor) else None
     if features.numel() and count and runs_on_triton("greedy_select", unsupported, features, given, importance, valid):
-        from vtprune.kernels.greedy_select_triton import greedy_select_triton as select
-    else:
-        select = greedy_select_reference
-    return select(features, count, rule=rule, first=first, importance=importance, trade_off=trade_off, valid=valid)
+        from vtprune.kernels.greedy_select_triton import greedy_select_triton
+
+        return greedy_select_triton(
+            features, count, rule=rule, first=first, importance=importance, trade_off=trade_off, valid=valid
+        )
+    return greedy_select_reference(
+        features, count, rule=rule, first=first, importance=importance, trade_off=trade_off, valid=valid
+    )
 
 
 def greedy_select_reference(

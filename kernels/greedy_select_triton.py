@@ -93,7 +93,7 @@ def greedy_kernel(
         similarities += picture * channels * tokens
     else:
         similarities += picture * tokens * tokens
-    for step in range(count):
+    for step in range(0, count):
         best, pick = tl.max(now, 0, return_indices=True)
         tl.store(picks + step, tl.where(best > float("-inf"), pick, -1).to(tl.int64))
         base_now = tl.where(token == pick, float("-inf"), base_now)
@@ -101,7 +101,7 @@ def greedy_kernel(
         if LAZY:
             # Channel by channel, all tokens at once: equal rows get equal bits.
             line = similarities
-            for _channel in range(channels):
+            for _channel in range(0, channels):
                 row += tl.load(line + pick) * tl.load(line + token, mask=inside, other=0.0)
                 line += tokens
         else:
@@ -114,7 +114,7 @@ def greedy_kernel(
             rest_now = tl.where(token == pick, float("-inf"), rest_now)
             # One more row of the Cholesky factor of the similarities.
             line = factor
-            for _earlier in range(step):
+            for _earlier in range(0, step):
                 row -= tl.load(line + pick) * tl.load(line + token, mask=inside, other=0.0)
                 line += tokens
             left = tl.sum(tl.where(token == pick, -likeness, 0.0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,18 +13,8 @@ from vtprune.kernels._shared import check_shape
 Fill = float | int | bool | None
 
 
-class Compacted(NamedTuple):
-    """Rows without their dropped slots.
-
-    Attributes:
-        index: (rows, longest) int64, where the remaining slots stood, 0 on padding.
-        valid: (rows, longest) bool, False on padding; None where no row has any.
-        tensors: The tensors given, (rows, longest, ...) each.
-    """
-
-    index: Tensor
-    valid: Tensor | None
-    tensors: list[Tensor]
+# Index, valid, tensors: see `ragged_compact`.
+Compacted = tuple[Tensor, Tensor | None, list[Tensor]]
 
 
 def ragged_compact(
@@ -47,6 +36,11 @@ def ragged_compact(
         width: Length of the result, at least that of the longest row; None: just that.
         padded: False if every row is known to keep `width` slots: `valid` is then None; True to get `valid` in any
             case; None: None where every row keeps equally many.
+
+    Returns:
+        index: (rows, longest) int64, where the remaining slots stood, 0 on padding.
+        valid: (rows, longest) bool, False on padding; None where no row has any.
+        tensors: (rows, longest, ...) each.
 
     Raises:
         ValueError: A shape does not fit, `width` is too small (seen on the CPU only: on GPUs rows lose their first
@@ -88,7 +82,7 @@ def ragged_compact_reference(
         if fill is not None and valid is not None:
             out.masked_fill_(~valid.view(*valid.shape, *[1] * (x.ndim - 2)), fill)
         gathered.append(out)
-    return Compacted(index, valid, gathered)
+    return index, valid, gathered
 
 
 def compact_index_reference(

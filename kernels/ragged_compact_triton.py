@@ -92,7 +92,7 @@ def ragged_compact_triton(
     valid = torch.empty((rows, width), dtype=torch.bool, device=keep.device) if padded else None
     if width == 0:
         empty = [x.new_empty((rows, 0, *x.shape[2:])) for x in tensors]
-        return Compacted(index, valid, empty)
+        return index, valid, empty
     marks = index if valid is None else valid.view(torch.uint8)
     with torch.cuda.device(keep.device if keep.is_cuda else -1):
         index_kernel[(rows,)](
@@ -109,7 +109,7 @@ def ragged_compact_triton(
         gathered = [
             _gather(x, index, marks, None if fills is None or not padded else fills[i]) for i, x in enumerate(tensors)
         ]
-    return Compacted(index, valid, gathered)
+    return index, valid, gathered
 
 
 def _gather(x: Tensor, index: Tensor, marks: Tensor, fill: Fill) -> Tensor:
