@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,16 @@ def draw_sweep(documents: list[dict[str, Any]], path: Path, title: str) -> None:
     figure = Figure(figsize=(7, 4.6), dpi=160, layout="constrained")
     axes = figure.subplots()
     _ideal(axes, documents)
-    for number, method in enumerate(dict.fromkeys(x["method"] for x in documents)):
+    methods = list(dict.fromkeys(x["method"] for x in documents))
+    step = 0.008 * documents[0]["visual_tokens_before"]
+    for number, method in enumerate(methods):
+        aside = (number - (len(methods) - 1) / 2) * step  # methods with one budget stand side by side
         own = sorted((x for x in documents if x["method"] == method), key=lambda x: x["visual_tokens_after"])
         times = [x["prefill"]["method"] for x in own]
         medians = [t["median"] for t in times]
         bars = [[t["median"] - t["q1"] for t in times], [t["q3"] - t["median"] for t in times]]
         axes.errorbar(
-            [x["visual_tokens_after"] for x in own],
+            [x["visual_tokens_after"] + aside for x in own],
             medians,
             yerr=bars,
             fmt=SHAPES[number % len(SHAPES)],
@@ -57,13 +61,13 @@ def draw_sweep(documents: list[dict[str, Any]], path: Path, title: str) -> None:
         )
     axes.set_xlabel("visual tokens after the last place")
     axes.set_ylabel("prefill of the language model, ms")
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=-0.05 * documents[0]["visual_tokens_before"])
     axes.set_ylim(bottom=0)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(title, loc="left", fontsize=9)
-    axes.legend(loc="upper left", fontsize=8, frameon=False)
+    axes.set_title("\n".join(textwrap.wrap(title, 100)), loc="left", fontsize=8)
+    axes.legend(loc="lower right", fontsize=8, frameon=False)
     figure.savefig(path)
 
 
@@ -86,4 +90,5 @@ def _ideal(axes: Any, documents: list[dict[str, Any]]) -> None:
     line = [statistics.median(at_door[kept]) for kept in kept_counts]
     axes.plot(kept_counts, line, color="0.35", linewidth=1.2, linestyle="--", zorder=1)
     axes.plot([], [], color="0.35", linestyle="--", marker="_", markersize=10, label="ideal (line or stroke)")
-    axes.plot(tokens, middle, marker="o", markersize=9, color="0.35", fillstyle="none", label="untouched model")
+    style = {"marker": "o", "markersize": 9, "color": "0.35", "fillstyle": "none", "linestyle": "none"}
+    axes.plot(tokens, middle, label="untouched model", **style)

@@ -103,20 +103,25 @@ def _percent(value: float) -> str:
 
 def sweep_table(rows: list[dict[str, Any]]) -> Table:
     """One line per point of a sweep."""
-    table = Table()
+    table = Table(
+        title="milliseconds; of time to first token, then of the prefill alone",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     table.add_column("method")
-    for head in ("keep", "visual tokens", "first token", "speedup", "overhead", "prefill", "speedup", "overhead"):
-        table.add_column(head, justify="right")
+    for head in ("keep", "tokens", "first", "speedup", "overhead", "prefill", "speedup", "overhead"):
+        table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             str(row["method"]),
-            str(row["keep"]),
+            "" if row["keep"] is None else str(row["keep"]),
             str(row["visual_tokens_after"]),
-            f"{float(row['ttft_ms']):,.1f} ms",
-            f"{float(row['speedup']):.2f}",
-            f"{float(row['overhead']):.2f}",
-            f"{float(row['prefill_ms']):,.1f} ms",
-            f"{float(row['prefill_speedup']):.2f}",
-            f"{float(row['prefill_overhead']):.2f}",
+            f"{row['ttft_ms']:,.1f}",
+            f"{row['speedup']:.2f}",
+            f"{row['overhead']:.3f}",
+            f"{row['prefill_ms']:,.1f}",
+            f"{row['prefill_speedup']:.2f}",
+            f"{row['prefill_overhead']:.3f}",
         )
     return table
