@@ -6,7 +6,9 @@ a file must come out.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -233,11 +235,21 @@ INPUTS = {
     "fourier": {"features", "grid_hw", "reserve_hw"},
     "tome": {"metric", "x", "size_in", "w_qkv", "w_proj", "b_proj"},
 }
-SCALAR_OUTPUTS = {"budget", "r_effective"}
+SCALAR_OUTPUTS = {("divprune", "budget"), ("tome", "r_effective")}
 
 # Absolute tolerance, and those of single arrays as (absolute, relative).
 TOLERANCE = {"tome": 2e-4}
 ARRAY_TOLERANCE = {("fourier", "out_bf16_as_float32"): (1e-4, 1e-2)}
+
+# Further methods, by group: modules of this folder that hold tables of the same names.
+for _file in sorted(Path(__file__).parent.glob("of_*.py")):
+    _group = importlib.import_module(f"tests.golden.{_file.stem}")
+    ADAPTERS |= _group.ADAPTERS
+    INPUTS |= _group.INPUTS
+    METHOD_OF_FOLDER |= getattr(_group, "METHOD_OF_FOLDER", {})
+    SCALAR_OUTPUTS |= getattr(_group, "SCALAR_OUTPUTS", set())
+    TOLERANCE |= getattr(_group, "TOLERANCE", {})
+    ARRAY_TOLERANCE |= getattr(_group, "ARRAY_TOLERANCE", {})
 
 
 def outputs(method: str, case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
