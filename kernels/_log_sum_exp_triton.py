@@ -124,7 +124,7 @@ class Call:
             D2=second,
             num_warps=4,
         )
-        self.narrow = q.dtype == torch.float32  # products in full precision use no tensor cores, and twice the space
+        self.narrow = q.dtype == torch.float32  # no tensor cores in full precision: operands go through registers
 
     def lse(self) -> Tensor:
         """Log-sum-exp of every row, (batch, splits, heads, rows): few rows split their keys to fill the GPU."""
@@ -139,10 +139,14 @@ class Call:
             self.scale, self.rows, self.keys, self.kv_heads, splits, self.sequences,
             *self.q.stride(), *self.k.stride(), *lse.stride()[:3], self.rows, self.rows, self.keys,
             *self.mask_strides,
-            GROUP=group, BLOCK_M=block_m, BLOCK_N=32 if self.narrow else 64, num_stages=2, **self.options,
+            GROUP=group, BLOCK_M=block_m, BLOCK_N=self.block_n(64), num_stages=2, **self.options,
         )  # fmt: skip
         return lse
 
     def block_m(self, rows: int) -> int:
         """Rows per tile."""
-        return max(16, min(triton.next_power_of_2(rows), 32 if self.narrow else 64))
+        return max(16, min(triton.next_power_of_2(rows), 64 if not self.narrow else 32 if self.dim <= 128 else 16))
+
+    def block_n(self, keys: int) -> int:
+        """Keys per tile, at most."""
+        return keys if not self.narrow else 32 if self.dim <= 128 else 16

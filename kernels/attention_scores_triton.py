@@ -172,9 +172,8 @@ def _launch(
     """Probabilities from the log-sum-exp, reduced into `out`, (batch, programs, keys) or with rows before keys."""
     programs = out.shape[1]
     block_m = call.block_m(call.rows * pack)
-    block_n = 64
-    if call.narrow or call.batch * programs * triton.cdiv(call.keys, block_n) < 128:
-        block_n = 32
+    few = call.batch * programs * triton.cdiv(call.keys, 64) < 128
+    block_n = call.block_n(32 if few else 64)
     rows_here = triton.cdiv(call.rows, block_m) if keep_rows else 1
     weighted = weights is not None
     weights = weights.contiguous() if weights is not None else call.q

@@ -148,8 +148,8 @@ def flash_attention_triton(
         return out.to(dtype), lse
     sequences = 0 if cu_seqlens is None else len(cu_seqlens) - 1
     d1, d2 = head_blocks(dim)
-    if q.dtype == torch.float32:  # no tensor cores in full precision, and twice the space
-        block_m, block_n, warps, stages = 32, 32, 4, 2
+    if q.dtype == torch.float32:  # no tensor cores in full precision: operands go through registers
+        block_m, block_n, warps, stages = (32, 32, 4, 2) if dim <= 128 else (16, 16, 4, 2)
     elif dim <= 128:
         block_m, block_n, warps, stages = 128, 64, 8, 3
     else:

@@ -14,12 +14,14 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 
 import vtprune
 from tests.families import FAMILIES, IMAGE, Family
+from tests.kernels.conftest import mend_interpreter
 from vtprune import attention
 from vtprune.attention import Request
 from vtprune.integrations import integrate
 from vtprune.kernels import _measured, attention_forward
 from vtprune.kernels._dispatch import VARIABLE
 
+mend_interpreter()
 NUMBERS = dict(atol=1e-5, rtol=1e-4)
 # Triton's products are added up in another order than torch's, and the random layers enlarge the difference.
 TRITON = dict(atol=5e-4, rtol=1e-3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,26 @@ import torch
 from vtprune.kernels._dispatch import VARIABLE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def mend_interpreter() -> None:
+    """Let Triton 3.6 interpret loops with computed bounds under NumPy 2.4, which converts no array of one element."""
+    if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
+        return
+    from triton.runtime import interpreter
+
+    original = interpreter._patch_lang_tensor
+    if "squeeze" in inspect.getsource(original):  # newer versions do it themselves, and so has this function
+        return
+
+    def patched(tensor: Any, scope: Any) -> None:
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    interpreter._patch_lang_tensor = patched
+
+
+mend_interpreter()
 
 
 @pytest.fixture(params=["torch", "triton"])
