@@ -95,6 +95,11 @@ class Integration(ABC):
         """The name by which reports and errors call the model."""
         return f"{type(self.model).__name__} ({self.family})"
 
+    @property
+    def takes_videos(self) -> bool:
+        """Whether a prompt can hold a video."""
+        return "video" in self.modalities
+
     # The model's parts.
 
     @property

@@ -55,6 +55,10 @@ class InternVLIntegration(TileIntegration):
         return True
 
     @property
+    def takes_videos(self) -> bool:
+        return True  # as pictures with labels
+
+    @property
     def side(self) -> int:
         vision = self.model.config.vision_config
         return vision.image_size[0] // vision.patch_size[0]

@@ -11,6 +11,7 @@ import torch
 import vtprune
 from tests.families import FAMILIES, IMAGE, VIDEO
 from vtprune.engine.layout import VisualLayout
+from vtprune.integrations import integrate
 from vtprune.integrations.layout import Map, PictureLayout
 
 
@@ -18,6 +19,12 @@ def layout_of(family, model, *rows) -> VisualLayout:
     with vtprune.applied(model, "fastv", keep=0.5), torch.no_grad():
         model(**family.inputs(*rows))
         return vtprune.api._engines[model].latest.layout
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_which_families_take_videos(name):
+    family = FAMILIES[name]
+    assert integrate(family.model()).takes_videos == (VIDEO in family.kinds)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

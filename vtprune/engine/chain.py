@@ -68,6 +68,7 @@ class Chain:
             attention_blocks=integration.attention_blocks,
             scored_block=integration.scored_block,
             encoder_heads=integration.encoder_heads,
+            takes_videos=integration.takes_videos,
         )
         auto = integration.auto_positions
         self.stages = [
