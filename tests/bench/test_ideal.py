@@ -18,6 +18,7 @@ from vtprune.bench.generate import generate
 from vtprune.bench.hooks import Hooks
 from vtprune.engine.flops import attention_flops, linear_flops
 from vtprune.integrations import integrate
+from vtprune.methods.base import Keep, Method, Place, Stage
 
 METHODS = {
     "fastervlm": chain_of("fastervlm", 0.3),
@@ -65,6 +66,35 @@ def test_as_much_is_computed(family, prompt, method):
         generate(model, request)
     assert best == own
     assert tuple(best["decoder"][0]) == plan.lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class Behind(Method):
+    """Drops every other patch from the output of the second vision block."""
+
+    name = "behind"
+    kind = "pruning"
+    places = (Place.ENCODER_LAYER,)
+
+    def stages(self, model):
+        return [Stage(Place.ENCODER_LAYER, self.decide, (1,), after_block=True, prunes=True)]
+
+    def decide(self, tokens):
+        number = torch.arange(tokens.sizes.shape[1])
+        return Keep(((number % 2 == 0) | (number < tokens.protected)).expand(tokens.sizes.shape))
+
+
+@pytest.mark.parametrize("family", ["llava-clip", "llava-siglip", "llava_next"])
+def test_patches_that_leave_behind_a_block(family):
+    model, request = model_of(family), prompt_of(family)
+    plan = record(model, [Behind()], request)
+    with vtprune.applied(model, Behind()), seen_by_layers(model) as own:
+        generate(model, request)
+    with replaying(model, plan), seen_by_layers(model) as best:
+        generate(model, request)
+    assert best == own
+    assert len(set(best["mlp"])) == 2
+    assert best["mlp"][-1] < 0.6 * best["mlp"][0]
 
 
 @contextlib.contextmanager

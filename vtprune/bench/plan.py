@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from typing import Any
 
@@ -165,7 +166,7 @@ class _Recorder:
     def plan(self, report: Report) -> Plan:
         """What was seen, without what the method needed in order to decide."""
         steps = tuple(self._step(number) for number in range(len(self.calls)))
-        merged = any(before != after for calls in self.blocks.values() for before, after in calls)
+        merged = any(len(set(itertools.chain(*tokens))) > 1 for tokens in zip(*self.blocks.values(), strict=True))
         return Plan(
             steps=steps,
             blocks=dict(self.blocks) if merged else {},

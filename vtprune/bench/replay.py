@@ -37,6 +37,8 @@ class _Replay:
         self.counts = {"tower": 0, "projector": 0, "deepstack": 0}
         self._language_model(integration)
         for i, calls in plan.blocks.items():
+            if i and any(before != left for (before, _), (_, left) in zip(calls, plan.blocks[i - 1], strict=True)):
+                _ShorterInput(self.hooks, integration.encoder_blocks[i], [before for before, _ in calls])
             if any(before != after for before, after in calls):
                 _ShorterBlock(self.hooks, integration.encoder_blocks[i], [after for _, after in calls])
         if plan.towers:
@@ -110,6 +112,19 @@ class _Replay:
         _, ready = self.plan.projected[self.counts["projector"]]
         self.counts["projector"] += 1
         return output if ready is None else ready
+
+
+class _ShorterInput:
+    """A vision block that gets fewer tokens than the one before it has left."""
+
+    def __init__(self, hooks: Hooks, block: EncoderBlock, lengths: list[int]) -> None:
+        self.lengths = lengths
+        self.call = -1
+        hooks.before(block.layer, self._enter)
+
+    def _enter(self, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        self.call += 1
+        return (args[0][..., : self.lengths[self.call], :], *args[1:]), kwargs
 
 
 class _ShorterBlock:
