@@ -127,14 +127,12 @@ def count_request(model: Any, request: Requested, *, arm: Any) -> Counts:
         arm: Makes a fresh context manager under which the model is what is to be counted; entered for each run.
     """
     with arm():
-        flops = _flops(model, request)
+        flops, held = _flops(model, request)
     with arm():
         calls, sites = _calls(model, request)
     with arm():
         peak = _peak(model, request)
-    with arm():
-        kept = _kv_bytes(model, request)
-    return Counts(flops, calls, sites, peak, kept)
+    return Counts(flops, calls, sites, peak, held)
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *more: Any, **named: Any) -> int:
@@ -143,15 +141,23 @@ def _attention_flops(query: Any, key: Any, value: Any, *more: Any, **named: Any)
     return 2 * batch * heads * rows * key[2] * (dim + value[3])
 
 
-def _flops(model: Any, request: Requested) -> dict[str, int]:
+def _flops(model: Any, request: Requested) -> tuple[dict[str, int], int]:
+    """By phase, and the bytes that the cache holds afterwards."""
+    held = 0
+
+    def see(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        nonlocal held
+        layers = output.past_key_values.layers
+        held = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     known = {} if on_cpu in flop_registry else {on_cpu: _attention_flops}
-    with (
-        FlopCounterMode(display=False, custom_mapping=known) as counter,
-        Phases(model, counter.get_total_flops) as phases,
-    ):
-        generate(model, Requested(request.inputs))
-    return {name: sum(stop - start for start, stop in spans) for name, spans in phases.spans.items() if spans}
+    with FlopCounterMode(display=False, custom_mapping=known) as counter, Hooks() as hooks:
+        hooks.after(integrate(model).language_model, see)
+        with Phases(model, counter.get_total_flops) as phases:
+            generate(model, Requested(request.inputs))
+    flops = {name: sum(stop - start for start, stop in spans) for name, spans in phases.spans.items() if spans}
+    return flops, held
 
 
 def _calls(model: Any, request: Requested) -> tuple[dict[str, Calls], dict[str, int]]:
@@ -193,17 +199,3 @@ def _peak(model: Any, request: Requested) -> int:
         live += event.nbytes()
         peak = max(peak, live)
     return peak
-
-
-def _kv_bytes(model: Any, request: Requested) -> int:
-    held = 0
-
-    def see(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        nonlocal held
-        layers = output.past_key_values.layers
-        held = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
-
-    with Hooks() as hooks:
-        hooks.after(integrate(model).language_model, see)
-        generate(model, Requested(request.inputs))
-    return held
