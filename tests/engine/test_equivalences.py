@@ -45,7 +45,9 @@ def test_prefill_equals_the_bare_model(model, family, variant):
         assert [p.index for p in report.pictures] == list(range(len(row.items)))
         assert [p.kind for p in report.pictures] == [item.kind for item in row.items]
         # Where several patches make a token, a merge of patches only lets tokens go that have become equal.
-        if variant[0] != "tome" or family.name not in ("internvl", "llava_next_video"):
+        equal_only = variant[0] == "tome" and family.name in ("internvl", "llava_next_video")
+        left_alone = get_method(variant[0]).needs_video and VIDEO not in [item.kind for item in row.items]
+        if not equal_only and not left_alone:
             assert report.visual_tokens_after < report.visual_tokens_before
 
 

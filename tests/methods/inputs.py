@@ -2,30 +2,70 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
-from vtprune.methods import EncoderTokens, ModelInfo, Pictures, VisualTokens
+from vtprune.methods import Cells, EncoderTokens, ModelInfo, Pictures, VisualTokens
+from vtprune.methods.base import EncoderSignal
 
-INFO = ModelInfo(family="llava", encoder_layers=23, decoder_layers=32, has_cls=True)
+INFO = ModelInfo(
+    family="llava",
+    encoder_layers=23,
+    decoder_layers=32,
+    has_cls=True,
+    attention_blocks=tuple(range(24)),
+    scored_block=22,
+    encoder_heads=16,
+)
 
 
-def pictures(count: int = 2, grid: tuple[int, int, int] = (1, 6, 8), channels: int = 12, seed: int = 0) -> Pictures:
-    """Pictures with all signals."""
+def pictures(
+    count: int = 2,
+    grid: tuple[int, int, int] = (1, 6, 8),
+    channels: int = 12,
+    seed: int = 0,
+    signals: frozenset[str | EncoderSignal] = frozenset(),
+) -> Pictures:
+    """Pictures with all signals, those of single blocks as far as they are asked for."""
     g = torch.Generator().manual_seed(seed)
     tokens = grid[0] * grid[1] * grid[2]
+    raster = torch.arange(tokens)
+    zero = torch.zeros_like(raster)
+    where = zero, zero, raster // (grid[1] * grid[2]), raster // grid[2] % grid[1], raster % grid[2]
+    encoded = torch.randn(count, tokens, channels, generator=g)
+    projected = torch.randn(count, tokens, channels + 4, generator=g)
+    attention = torch.rand(count, tokens, generator=g)
+    text = torch.randn(count, 5, channels + 4, generator=g)
+    asked = sorted((s for s in signals if isinstance(s, EncoderSignal)), key=lambda s: (s.block, s.name))
     return Pictures(
         grid,
-        torch.randn(count, tokens, channels, generator=g),
-        torch.randn(count, tokens, channels + 4, generator=g),
-        torch.rand(count, tokens, generator=g),
+        encoded,
+        projected,
+        attention,
+        Cells(*(x.expand(count, -1) for x in where)),
+        signals={
+            s: torch.randn(count, tokens, 16, generator=g)
+            if s.name == "keys"
+            else torch.rand(count, tokens, generator=g)
+            for s in asked
+        },
+        text=text,
+        text_valid=(torch.arange(5) >= torch.arange(count)[:, None] % 4),
     )
 
 
 def row(batch: Pictures, i: int) -> Pictures:
     """One picture of a batch, alone."""
-    parts = (t if t is None else t[i : i + 1] for t in (batch.encoded, batch.projected, batch.attention))
-    return Pictures(batch.grid, *parts)
+
+    def one(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x[i : i + 1]
+
+    parts = {name: one(getattr(batch, name)) for name in ("encoded", "projected", "attention", "text", "text_valid")}
+    cells = None if batch.cells is None else Cells(*(x[i : i + 1] for x in batch.cells))
+    signals = {signal: x[i : i + 1] for signal, x in batch.signals.items()}
+    return dataclasses.replace(batch, cells=cells, signals=signals, **parts)
 
 
 def encoder_tokens(

@@ -11,12 +11,13 @@ from torch import Tensor
 from tests.methods.inputs import INFO, encoder_tokens, pictures, row, visual_tokens
 from vtprune.budget import token_count
 from vtprune.methods import Group, Keep, ModelInfo, Place, Replace, Stage, build_method, get_method, method_names
+from vtprune.methods.base import EncoderSignal
 
 METHODS = method_names()
 WITH_KEEP = [n for n in METHODS if any(f.name == "keep" for f in dataclasses.fields(get_method(n)))]  # type: ignore[arg-type]
 SIGNALS = {
     Place.ENCODER_LAYER: set(),
-    Place.ENCODER_OUTPUT: {"encoder_attention", "projected"},
+    Place.ENCODER_OUTPUT: {"encoder_attention", "projected", "text"},
     Place.DECODER_LAYER: {"last_query", "text_queries"},
 }
 
@@ -43,7 +44,9 @@ def test_describes_itself(name: str) -> None:
     found = method.stages(INFO)
     assert [s.place for s in found] == list(cls.places)
     for stage in found:
-        assert stage.signals <= SIGNALS[stage.place]
+        of_blocks = {x for x in stage.signals if isinstance(x, EncoderSignal)}
+        assert stage.signals - of_blocks <= SIGNALS[stage.place]
+        assert not of_blocks or stage.place is Place.ENCODER_OUTPUT
         last = {Place.ENCODER_LAYER: INFO.encoder_layers, Place.DECODER_LAYER: INFO.decoder_layers}.get(stage.place, 0)
         assert all(0 <= layer < last for layer in stage.layers)
         assert bool(stage.layers) == (stage.place is not Place.ENCODER_OUTPUT)
@@ -90,19 +93,30 @@ def test_refuses_unknown_positions(name: str) -> None:
 @pytest.mark.parametrize("grid", [(1, 1, 1), (1, 7, 1), (1, 9, 7), (3, 4, 5)])
 def test_encoder_output(name: str, keep: float, grid: tuple[int, int, int]) -> None:
     """The count is exact, the choice repeats, and a batch equals its pictures alone."""
-    batch = pictures(3, grid)
-    tokens = batch.tokens
     for stage in stages(name, Place.ENCODER_OUTPUT, keep=keep):
+        batch = pictures(3, grid, signals=stage.signals)
+        tokens = batch.tokens
         decision = stage.decide(batch)
         if decision is None:
-            assert token_count(keep, tokens) == tokens or name == "fourier"
+            unmoved = get_method(name).needs_video and grid[0] == 1
+            assert token_count(keep, tokens) == tokens or name == "fourier" or unmoved
             continue
         alone = [stage.decide(row(batch, i)) for i in range(3)]
         if isinstance(decision, Keep):
             assert decision.mask.dtype == torch.bool
-            assert decision.mask.sum(1).tolist() == [token_count(keep, tokens)] * 3
+            if get_method(name).adaptive:
+                assert decision.mask.any(1).all()
+            else:
+                assert decision.mask.sum(1).tolist() == [token_count(keep, tokens)] * 3
             assert torch.equal(decision.mask, stage.decide(batch).mask)
             assert torch.equal(decision.mask, torch.cat([a.mask for a in alone]))
+            if decision.mix is not None:
+                new = decision.mix(batch.projected)
+                assert new.shape == batch.projected.shape
+                mixed = [a.mix(batch.projected[i : i + 1]) for i, a in enumerate(alone)]
+                torch.testing.assert_close(new[decision.mask], torch.cat(mixed)[decision.mask])
+            if decision.owner is not None:
+                assert torch.equal(decision.owner, torch.cat([a.owner for a in alone]))
         else:
             assert isinstance(decision, Replace)
             groups = decision.features.shape[1]
@@ -117,18 +131,24 @@ def test_encoder_output(name: str, keep: float, grid: tuple[int, int, int]) -> N
 @pytest.mark.parametrize("name", acting(Place.ENCODER_OUTPUT, WITH_KEEP))
 def test_encoder_output_keep_all(name: str) -> None:
     for stage in stages(name, Place.ENCODER_OUTPUT, keep=1.0):
-        decision = stage.decide(pictures())
+        decision = stage.decide(pictures(signals=stage.signals))
         assert decision is None or decision.mask.all()
 
 
 @pytest.mark.parametrize("name", acting(Place.ENCODER_OUTPUT))
 def test_encoder_output_half_precision(name: str) -> None:
-    full = pictures()
-    half = dataclasses.replace(full, encoded=full.encoded.bfloat16(), projected=full.projected.bfloat16())
-    widened = dataclasses.replace(half, encoded=half.encoded.float(), projected=half.projected.float())
     for stage in stages(name, Place.ENCODER_OUTPUT):
+        full = pictures(signals=stage.signals)
+        half = dataclasses.replace(
+            full, encoded=full.encoded.bfloat16(), projected=full.projected.bfloat16(), text=full.text.bfloat16()
+        )
+        widened = dataclasses.replace(
+            half, encoded=half.encoded.float(), projected=half.projected.float(), text=half.text.float()
+        )
         decision, expected = stage.decide(half), stage.decide(widened)
-        if isinstance(decision, Keep):
+        if decision is None:
+            assert expected is None
+        elif isinstance(decision, Keep):
             assert torch.equal(decision.mask, expected.mask)
         else:
             assert decision.features.dtype == torch.bfloat16

@@ -70,6 +70,12 @@ class Chain:
             encoder_heads=integration.encoder_heads,
             takes_videos=integration.takes_videos,
         )
+        for method in methods:
+            if method.needs_video and not integration.takes_videos:
+                raise ValueError(
+                    f"{method.name} cannot work on {integration.family_name}: it acts on videos, of which this family "
+                    "takes none; use a method for pictures (divprune)."
+                )
         auto = integration.auto_positions
         self.stages = [
             ChainStage(method.name, stage, auto if stage.positions == "auto" else stage.positions)
