@@ -107,12 +107,13 @@ class _ToHost(TorchFunctionMode):
 
 
 def _site() -> str:
-    """The innermost line of vtprune, outside of this folder; "elsewhere" if there is none."""
+    """The innermost line of vtprune below this folder's own calls; "elsewhere" if there is none."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        folders = Path(frame.f_code.co_filename).parents
-        if HERE not in folders and not ROOTS.isdisjoint(folders):
-            file = Path(frame.f_code.co_filename)
+        file = Path(frame.f_code.co_filename)
+        if HERE in file.parents and file.name != Path(__file__).name:
+            break  # whoever asked for the request
+        if HERE not in file.parents and not ROOTS.isdisjoint(file.parents):
             return f"{file.parent.name}/{file.name}:{frame.f_lineno} {frame.f_code.co_name}"
         frame = frame.f_back
     return "elsewhere"
