@@ -13,9 +13,9 @@ from vtprune.kernels._shared import first_argmax, full_precision
 
 # Below this gain a token adds nothing to a determinant ("dpp").
 LEAST_GAIN = 1e-10
-# A matrix of all pairs, cut to its triangle, costs as much as one row for every eighth to tenth token (measured: 576
-# tokens 3.4 ms against 75 us per row, 2,880 tokens 65 ms against 225 us per row).
-TOKENS_PER_ROW = 9
+# A matrix of all pairs, cut to its triangle, costs as much as one row for every eighth to tenth token on two cores
+# (576 tokens: 3.4 ms against 75 us per row; 2,880 tokens: 65 ms against 225 us per row), and more on one.
+TOKENS_PER_ROW = 6
 
 
 class Parts(NamedTuple):
@@ -98,8 +98,10 @@ class Selection:
         self.weight: Tensor | float = parts.weight.float() if rule == "dpp" else float(parts.weight[0, 0])
         # A sum over many picks would lose in float32 what the decisions need.
         kind = torch.float64 if rule == "maxsum" else torch.float32
-        self.likeness = new((pictures, tokens), dtype=kind).fill_(NO_LIKENESS[rule])
-        self.score = new((pictures, tokens), dtype=kind)
+        self.score = self.base.to(kind, copy=True)
+        if rule in ("maxmin", "mmr"):  # so far nothing is like a pick
+            self.score.masked_fill_(parts.live, torch.inf)
+        self.likeness = new((pictures, tokens)).fill_(NO_LIKENESS[rule]) if rule == "dpp" else self.score
         self.row = new((pictures, tokens))
         self.basis = new((pictures, count, tokens)) if rule == "dpp" else None
         self.order = torch.full((count, pictures), -1, dtype=torch.int64, device=features.device)
@@ -128,9 +130,11 @@ class Selection:
             if step == self.count - 1 or len(self.done) == len(index):
                 break
             torch.add(index, self.offsets, out=flat)
-            self.base.view(-1).index_fill_(0, flat, -torch.inf)
-            self._similar(flat)
-            self._update(step, index, flat)
+            if self.basis is None:
+                self._lower(flat)
+            else:
+                self._span(step, index, flat)
+            self.score.view(-1).index_fill_(0, flat, -torch.inf)
             torch.topk(self.score, columns, out=(top, places))
             index = places[:, 0]
             self._decide(top.tolist(), index, step + 1)
@@ -167,41 +171,49 @@ class Selection:
                 index[p] = decider.best(exact, candidates, 1.0)
         return index
 
-    def _similar(self, flat: Tensor) -> None:
-        """Put the similarities of the last picks to all tokens into `row`."""
+    def _similar(self, flat: Tensor, base: Tensor | None = None) -> Tensor:
+        """Similarities of the last picks to all tokens; with `base`, base - weight x similarity."""
         unit = self.parts.unit
-        pictures, tokens, channels = unit.shape
+        _, tokens, channels = unit.shape
+        flat_unit = unit.view(-1, channels)
+        weight = self.weight if isinstance(self.weight, float) else 1.0
         if self.pairs is not None:
             torch.index_select(self.pairs.view(-1, tokens), 0, flat, out=self.row)
-            return
-        picked = unit.view(-1, channels).index_select(0, flat)
-        for p in range(pictures):
-            torch.mv(unit[p], picked[p], out=self.row[p])
-
-    def _update(self, step: int, index: Tensor, flat: Tensor) -> None:
-        """Fold the last picks' similarities into likenesses and scores."""
-        likeness, row = self.likeness, self.row
-        if self.rule == "maxsum":
-            likeness += row
-        elif self.basis is None:
-            torch.maximum(likeness, row, out=likeness)
-        else:
-            # One more row of the Cholesky factor of the similarities.
-            factor = self.basis[:, step]
-            if step:
-                known = self.basis[:, :step]
-                here = known.gather(2, index.view(-1, 1, 1).expand(-1, step, 1)).transpose(1, 2)
-                torch.baddbmm(row.unsqueeze(1), here, known, alpha=-1, out=factor.unsqueeze(1))
+            return self.row if base is None else torch.sub(base, self.row, alpha=weight, out=self.row)
+        for p, place in enumerate(flat.tolist()):
+            picked = flat_unit[place]
+            if base is None:
+                torch.mv(unit[p], picked, out=self.row[p])
             else:
-                factor.copy_(row)
-            # What is left of a picked token is never less than what float32 can tell: nothing is divided by noise.
-            left = likeness.view(-1).index_select(0, flat).neg_().clamp_min_(self.error)
-            factor *= left.rsqrt_().unsqueeze(1)
-            likeness.addcmul_(factor, factor)
-        if isinstance(self.weight, Tensor):
-            torch.addcmul(self.base, self.weight, likeness, value=-1, out=self.score)
+                torch.addmv(base[p], unit[p], picked, alpha=-weight, out=self.row[p])
+        return self.row
+
+    def _lower(self, flat: Tensor) -> None:
+        """Lower the scores by the likeness to the last picks."""
+        if self.rule == "maxsum":
+            self.score -= self._similar(flat)
         else:
-            torch.sub(self.base, likeness, alpha=self.weight, out=self.score)
+            torch.minimum(self.score, self._similar(flat, self.base), out=self.score)
+
+    def _span(self, step: int, index: Tensor, flat: Tensor) -> None:
+        """Lower the scores by what the last picks add to the span of the picks ("dpp")."""
+        likeness, row, basis = self.likeness, self._similar(flat), self.basis
+        if basis is None or not isinstance(self.weight, Tensor):
+            raise RuntimeError("only the rule 'dpp' has a span.")
+        self.base.view(-1).index_fill_(0, flat, -torch.inf)
+        # One more row of the Cholesky factor of the similarities.
+        factor = basis[:, step]
+        if step:
+            known = basis[:, :step]
+            here = known.gather(2, index.view(-1, 1, 1).expand(-1, step, 1)).transpose(1, 2)
+            torch.baddbmm(row.unsqueeze(1), here, known, alpha=-1, out=factor.unsqueeze(1))
+        else:
+            factor.copy_(row)
+        # What is left of a picked token is never less than what float32 can tell: nothing is divided by noise.
+        left = likeness.view(-1).index_select(0, flat).neg_().clamp_min_(self.error)
+        factor *= left.rsqrt_().unsqueeze(1)
+        likeness.addcmul_(factor, factor)
+        torch.addcmul(self.base, self.weight, likeness, value=-1, out=self.score)
 
     def _decide(self, top: list[list[float]], index: Tensor, steps: int) -> None:
         """Correct the next picks in `index` where the best scores are too close, given the scores of the best two."""
