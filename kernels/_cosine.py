@@ -33,7 +33,7 @@ def live_unit_rows(features: Tensor, live: Tensor | None) -> tuple[Tensor, Tenso
 
 def scale_rows(x: Tensor, length: Tensor, live: Tensor) -> Tensor:
     """Divide rows by their lengths; zero rows stay zero, dead rows become zero."""
-    unit = x / length.clamp_min(torch.finfo(x.dtype).tiny).unsqueeze(-1)
+    unit = (x / length.clamp_min(torch.finfo(x.dtype).tiny).unsqueeze(-1)).contiguous()
     if x.device.type == "cpu" and bool(live.all()):
         return unit
     return unit.masked_fill_(~live.unsqueeze(-1), 0.0)

@@ -22,6 +22,10 @@ from vtprune.kernels._attention import (
     triton_refusal,
 )
 from vtprune.kernels._dispatch import runs_on_triton
+from vtprune.kernels._shared import full_precision
+
+# So many probabilities are computed in one go; more of them block by block. 8 MiB of float32.
+AT_ONCE = 2**21
 
 ReduceRows = Literal["mean", "sum", "max"] | None
 ReduceHeads = Literal["mean", "max"] | None
@@ -130,6 +134,12 @@ def attention_scores_reference(
     """`attention_scores` in torch, for arguments that it has checked."""
     batch, heads, rows, dim = q.shape
     keys = k.shape[2]
+    scale = dim**-0.5 if scale is None else scale
+    if block is None and cu_seqlens_q is None and batch * heads * rows * keys <= AT_ONCE:
+        if causal:
+            row_positions = last_keys(rows, keys, q.device).expand(batch, -1)
+        shares = _all_shares(q, k, scale, mask, row_mask, row_positions, key_valid, lse)
+        return _reduced(shares, row_mask, row_weights, reduce_rows, reduce_heads)
     shape = [batch, *([] if reduce_heads else [heads]), *([] if reduce_rows else [rows]), keys]
     out = q.new_zeros(shape, dtype=torch.float32)
     if mask is not None:
@@ -152,7 +162,7 @@ def attention_scores_reference(
         for part in probability_blocks(
             q[i, :, in_q],
             k[i, :, in_k],
-            dim**-0.5 if scale is None else scale,
+            scale,
             sight,
             lse=None if lse is None else lse[i, :, in_q],
             all_heads=not sums and reduce_heads is not None,
@@ -166,6 +176,67 @@ def attention_scores_reference(
     if reduce_heads == "mean":
         out /= heads
     return out / rows_per_key(out, row_mask, rows, cu_seqlens_q, cu_seqlens_k) if reduce_rows == "mean" else out
+
+
+def _all_shares(
+    q: Tensor,
+    k: Tensor,
+    scale: float,
+    mask: Tensor | None,
+    row_mask: Tensor | None,
+    row_positions: Tensor | None,
+    key_valid: Tensor | None,
+    lse: Tensor | None,
+) -> Tensor:
+    """All probabilities, (batch, heads, rows, keys): where they are few, this takes the fewest operators."""
+    batch, heads, rows, dim = q.shape
+    kv_heads, keys = k.shape[1], k.shape[2]
+    # The heads that share a key head become rows of one product, instead of copies of the keys.
+    queries = (q.float() * scale).reshape(batch, kv_heads, heads // kv_heads * rows, dim)
+    with full_precision(q):
+        logits = (queries @ k.float().transpose(-1, -2)).view(batch, heads, rows, keys)
+    hidden = None if mask is None else ~mask
+    if key_valid is not None:
+        more = ~key_valid[:, None, None]
+        hidden = more if hidden is None else hidden | more
+    if row_positions is not None:
+        more = (torch.arange(keys, device=q.device) > row_positions[..., None])[:, None]
+        hidden = more if hidden is None else hidden | more
+    if hidden is not None:
+        logits = logits.masked_fill(hidden, -torch.inf)
+    if lse is not None:
+        shares = (logits - lse[..., None].float().masked_fill(lse[..., None] == -torch.inf, torch.inf)).exp()
+    elif hidden is None:
+        shares = logits.softmax(-1)
+    else:
+        top = logits.amax(-1, keepdim=True)
+        shares = (logits - top.masked_fill(top == -torch.inf, 0.0)).exp()
+        shares = shares / shares.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return shares if row_mask is None else shares.masked_fill(~row_mask[:, None, :, None], 0.0)
+
+
+def _reduced(
+    shares: Tensor,
+    row_mask: Tensor | None,
+    row_weights: Tensor | None,
+    reduce_rows: ReduceRows,
+    reduce_heads: ReduceHeads,
+) -> Tensor:
+    """Probabilities (batch, heads, rows, keys), heads reduced first, then rows."""
+    rows = shares.shape[2]
+    if reduce_heads is not None:
+        shares = shares.mean(1, keepdim=True) if reduce_heads == "mean" else shares.amax(1, keepdim=True)
+    if row_weights is not None:
+        shares = shares * row_weights[:, None, :, None]
+    if reduce_rows == "max":
+        shares = shares.amax(2, keepdim=True) if rows else shares.new_zeros(*shares.shape[:2], 1, shares.shape[3])
+    elif reduce_rows is not None:
+        shares = shares.sum(2, keepdim=True)
+    if reduce_rows == "mean":
+        counted = max(rows, 1) if row_mask is None else row_mask.sum(1).clamp_min(1)[:, None, None, None]
+        shares = shares / counted
+    axes = [axis for axis, reduced in ((1, reduce_heads), (2, reduce_rows)) if reduced]
+    return shares.squeeze(axes) if axes else shares
 
 
 def _reduce(
