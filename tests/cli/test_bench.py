@@ -9,6 +9,7 @@ import pytest
 
 from vtprune.bench import measuring
 from vtprune.bench.clock import PHASES
+from vtprune.bench.count import Calls, Counts
 
 ARMS = {"baseline", "method", "ideal"}
 
@@ -23,6 +24,14 @@ def bench(invoke, model_folder, picture, monkeypatch):
         return invoke("bench", *given, *words)
 
     return call
+
+
+@pytest.fixture
+def uncounted(monkeypatch):
+    """Skip the counting, which takes most of a short run."""
+    calls = dict.fromkeys(("encoder", "tower", "projector", "prefill", "decode"), Calls(2, 1))
+    counts = Counts(dict.fromkeys(("encoder", "tower", "prefill"), 10), calls, {}, 3, 2)
+    monkeypatch.setattr(measuring, "count_request", lambda *_, **__: counts)
 
 
 def only_json(result):
@@ -60,7 +69,7 @@ def test_json(bench, tmp_path):
     assert (found["repeats"], found["batch_size"], found["keep"]) == (2, 1, 0.25)
 
 
-def test_table_says_what_it_means(bench):
+def test_table_says_what_it_means(bench, uncounted):
     result = bench("--method", "fastv:layer=1", "--keep", "0.25", "--batch-size", "2")
     assert result.exit_code == 0, result.output
     said = " ".join(result.stdout.split())
@@ -70,7 +79,7 @@ def test_table_says_what_it_means(bench):
         assert name in said
 
 
-def test_no_decoding(bench):
+def test_no_decoding(bench, uncounted):
     found = only_json(bench("--method", "exit:layer=1", "--json", "--new-tokens", "1"))
     assert found["decode"] is None
     assert found["keep"] is None
@@ -126,7 +135,7 @@ def test_usage_errors(bench):
     assert bench("--batch-size", "0").exit_code == 2
 
 
-def test_sweep_is_taken_up_again(bench, tmp_path, monkeypatch):
+def test_sweep_is_taken_up_again(bench, uncounted, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     out = tmp_path / "sweep.csv"
     words = [
