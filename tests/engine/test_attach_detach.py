@@ -7,8 +7,9 @@ import torch
 
 import vtprune
 from tests.cases import CASES, IDS
-from tests.families import FAMILIES, IMAGE
+from tests.families import FAMILIES, IMAGE, VIDEO
 from tests.tiny import TOKENS, batch, picture, prompt, tiny_llava
+from vtprune.methods import get_method
 
 
 def hooks(model) -> dict[str, list[int]]:
@@ -40,7 +41,8 @@ def x():
 @pytest.mark.parametrize("method", CASES, ids=IDS)
 def test_nothing_stays_behind(family, method):
     model = FAMILIES[family].model()
-    x = FAMILIES[family].inputs(FAMILIES[family].row(5, IMAGE, 7), FAMILIES[family].row(3))
+    kind = VIDEO if get_method(method[0]).needs_video and VIDEO in FAMILIES[family].kinds else IMAGE
+    x = FAMILIES[family].inputs(FAMILIES[family].row(5, kind, 7), FAMILIES[family].row(3))
     expected = model(**x, output_hidden_states=True).logits  # transformers installs its own hooks once
     state = {k: v.clone() for k, v in model.state_dict().items()}
     before, attributes = hooks(model), instance_state(model)
