@@ -104,9 +104,10 @@ class Selection:
         self.likeness = new((pictures, tokens)).fill_(NO_LIKENESS[rule]) if rule == "dpp" else self.score
         self.row = new((pictures, tokens))
         self.basis = new((pictures, count, tokens)) if rule == "dpp" else None
-        self.order = torch.full((count, pictures), -1, dtype=torch.int64, device=features.device)
+        self.order: list[list[int]] = []  # per step, the pick of each picture
         self.pairs: Tensor | None = None
-        self.offsets = torch.arange(pictures, device=features.device) * tokens
+        # Rows of the buffers: a step takes a few microseconds, and indexing a tensor takes two.
+        self.each = list(zip(parts.unit, self.base, self.score, self.row, strict=True))
         self.scales: list[float] = (parts.base.abs() + parts.weight).masked_fill_(~parts.live, 0.0).amax(1).tolist()
         self.error = 2.0 * float32_error(channels)
         self.deciders: dict[int, Decider] = {}
@@ -118,27 +119,23 @@ class Selection:
             return self._run(first)
 
     def _run(self, first: str | Tensor) -> Tensor:
-        index = self._first(first)
-        flat = torch.empty_like(index)
+        picks = self._first(first).tolist()
         columns = min(2, self.score.shape[1])
-        top = self.score.new_empty((len(index), columns))
-        places = index.new_empty((len(index), columns))
         for step in range(self.count):
-            self.order[step] = index
-            for p in self.done:
-                self.order[step, p] = -1
-            if step == self.count - 1 or len(self.done) == len(index):
+            self.order.append([-1 if p in self.done else pick for p, pick in enumerate(picks)])
+            if step == self.count - 1 or len(self.done) == len(picks):
                 break
-            torch.add(index, self.offsets, out=flat)
             if self.basis is None:
-                self._lower(flat)
+                self._lower(picks)
             else:
-                self._span(step, index, flat)
-            self.score.view(-1).index_fill_(0, flat, -torch.inf)
-            torch.topk(self.score, columns, out=(top, places))
-            index = places[:, 0]
-            self._decide(top.tolist(), index, step + 1)
-        return self.order.T
+                self._span(step, picks)
+            for (_, _, score, _), pick in zip(self.each, picks, strict=True):
+                score[pick] = -torch.inf
+            best, places = torch.topk(self.score, columns)
+            picks = [place[0] for place in places.tolist()]
+            self._decide(best.tolist(), picks)
+        nothing = [[-1] * len(picks)] * (self.count - len(self.order))
+        return torch.tensor(self.order + nothing, device=self.row.device).T
 
     def _first(self, first: str | Tensor) -> Tensor:
         """First picks, (pictures,)."""
@@ -171,68 +168,67 @@ class Selection:
                 index[p] = decider.best(exact, candidates, 1.0)
         return index
 
-    def _similar(self, flat: Tensor, base: Tensor | None = None) -> Tensor:
-        """Similarities of the last picks to all tokens; with `base`, base - weight x similarity."""
-        unit = self.parts.unit
-        _, tokens, channels = unit.shape
-        flat_unit = unit.view(-1, channels)
-        weight = self.weight if isinstance(self.weight, float) else 1.0
-        if self.pairs is not None:
-            torch.index_select(self.pairs.view(-1, tokens), 0, flat, out=self.row)
-            return self.row if base is None else torch.sub(base, self.row, alpha=weight, out=self.row)
-        for p, place in enumerate(flat.tolist()):
-            picked = flat_unit[place]
-            if base is None:
-                torch.mv(unit[p], picked, out=self.row[p])
+    def _similar(self, picks: list[int]) -> Tensor:
+        """Similarities of the last picks to all tokens."""
+        for p, (unit, _, _, row) in enumerate(self.each):
+            if self.pairs is None:
+                torch.mv(unit, unit[picks[p]], out=row)
             else:
-                torch.addmv(base[p], unit[p], picked, alpha=-weight, out=self.row[p])
+                row.copy_(self.pairs[p, picks[p]])
         return self.row
 
-    def _lower(self, flat: Tensor) -> None:
+    def _lower(self, picks: list[int]) -> None:
         """Lower the scores by the likeness to the last picks."""
         if self.rule == "maxsum":
-            self.score -= self._similar(flat)
-        else:
-            torch.minimum(self.score, self._similar(flat, self.base), out=self.score)
+            self.score -= self._similar(picks)
+            return
+        weight = float(self.weight)
+        for p, (unit, base, _, row) in enumerate(self.each):
+            if self.pairs is None:
+                torch.addmv(base, unit, unit[picks[p]], alpha=-weight, out=row)
+            else:
+                torch.sub(base, self.pairs[p, picks[p]], alpha=weight, out=row)
+        torch.minimum(self.score, self.row, out=self.score)
 
-    def _span(self, step: int, index: Tensor, flat: Tensor) -> None:
+    def _span(self, step: int, picks: list[int]) -> None:
         """Lower the scores by what the last picks add to the span of the picks ("dpp")."""
-        likeness, row, basis = self.likeness, self._similar(flat), self.basis
+        likeness, row, basis = self.likeness, self._similar(picks), self.basis
         if basis is None or not isinstance(self.weight, Tensor):
             raise RuntimeError("only the rule 'dpp' has a span.")
-        self.base.view(-1).index_fill_(0, flat, -torch.inf)
+        index = torch.tensor(picks, device=row.device).unsqueeze(1)
+        self.base.scatter_(1, index, -torch.inf)
         # One more row of the Cholesky factor of the similarities.
         factor = basis[:, step]
         if step:
             known = basis[:, :step]
-            here = known.gather(2, index.view(-1, 1, 1).expand(-1, step, 1)).transpose(1, 2)
+            here = known.gather(2, index.unsqueeze(1).expand(-1, step, 1)).transpose(1, 2)
             torch.baddbmm(row.unsqueeze(1), here, known, alpha=-1, out=factor.unsqueeze(1))
         else:
             factor.copy_(row)
         # What is left of a picked token is never less than what float32 can tell: nothing is divided by noise.
-        left = likeness.view(-1).index_select(0, flat).neg_().clamp_min_(self.error)
-        factor *= left.rsqrt_().unsqueeze(1)
+        factor *= likeness.gather(1, index).neg_().clamp_min_(self.error).rsqrt_()
         likeness.addcmul_(factor, factor)
         torch.addcmul(self.base, self.weight, likeness, value=-1, out=self.score)
 
-    def _decide(self, top: list[list[float]], index: Tensor, steps: int) -> None:
-        """Correct the next picks in `index` where the best scores are too close, given the scores of the best two."""
-        growth = steps**0.5 if self.rule in ("maxsum", "dpp") else 1.0
-        for p, best in enumerate(top):
+    def _decide(self, best_two: list[list[float]], picks: list[int]) -> None:
+        """Correct the next picks where the best scores are too close, given the scores of the best two."""
+        growth = len(self.order) ** 0.5 if self.rule in ("maxsum", "dpp") else 1.0
+        for p, best in enumerate(best_two):
             tolerance = self.error * growth * self.scales[p]
             low = self.rule == "dpp" and best[0] < LEAST_GAIN + tolerance
-            if p in self.done or not (low or best[0] == -torch.inf or best[0] - best[-1] <= tolerance):
+            if not (low or best[0] == -torch.inf or best[0] - best[-1] <= tolerance) or p in self.done:
                 continue
             if best[0] == -torch.inf:
                 self.done.add(p)
                 continue
             decider = self._decider(p)
             candidates = (self.score[p] >= best[0] - tolerance).nonzero()[:, 0]
-            gains = decider.gains(candidates, self.order[:steps, p])
+            before = torch.tensor([pick[p] for pick in self.order], device=candidates.device)
+            gains = decider.gains(candidates, before)
             if self.rule == "dpp" and float(gains.max()) < LEAST_GAIN:
                 self.done.add(p)
             else:
-                index[p] = decider.best(gains, candidates, growth * self.scales[p])
+                picks[p] = decider.best(gains, candidates, growth * self.scales[p])
 
     def _decider(self, p: int) -> Decider:
         if p not in self.deciders:
