@@ -15,6 +15,7 @@ INFO = ModelInfo(
     encoder_layers=23,
     decoder_layers=32,
     has_cls=True,
+    patches=576,
     attention_blocks=tuple(range(24)),
     scored_block=22,
     encoder_heads=16,

@@ -66,9 +66,9 @@ def test_position_rule_reaches_the_stages(name: str, positions: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_fits_small_and_large_models(name: str) -> None:
     for layers in (2, 3, 5, 80):
-        found = build_method(name, {} if name != "fastv" else {"layer": 1}).stages(
-            ModelInfo("x", layers, layers, False)
-        )
+        blocks = tuple(range(layers))
+        model = ModelInfo("x", layers, layers, False, 576, attention_blocks=blocks, scored_block=layers - 1)
+        found = build_method(name, {} if name != "fastv" else {"layer": 1}).stages(model)
         assert found
         assert all(layer < layers for stage in found for layer in stage.layers)
 
