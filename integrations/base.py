@@ -75,7 +75,7 @@ class Integration(ABC):
     auto_positions: ClassVar[Literal["original", "compact"]] = "original"
     """What positions="auto" stands for: "compact" where the methods' authors make positions dense in their own code."""
     joins_patches: ClassVar[bool] = False
-    """Whether several patches of a picture are joined to one token before the projector."""
+    """Whether several patches of a picture, or of a frame, make one token: joined, pooled or resampled."""
     grid_stages: ClassVar[Literal["projector", "language model"]] = "projector"
     """Before what a method that replaces whole grids acts."""
 

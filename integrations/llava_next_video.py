@@ -15,6 +15,7 @@ class LlavaNextVideoIntegration(LlavaNextIntegration):
     family = "llava_next_video"
     model_types = ("llava_next_video",)
     modalities = ("image", "video")
+    joins_patches = True
 
     def patches_per_token(self, call: EncoderCall) -> int:
         return self.model.config.spatial_pool_stride if call.kind == "video" else 1

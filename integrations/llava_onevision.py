@@ -22,6 +22,7 @@ class LlavaOnevisionIntegration(LlavaNextIntegration):
     family = "llava_onevision"
     model_types = ("llava_onevision",)
     modalities = ("image", "video")
+    joins_patches = True
     auto_positions = "original"
     grid_stages = "language model"  # pooled and shrunk maps are smaller than those before the projector
 

@@ -106,6 +106,13 @@ class Chain:
         """What is asked of vision blocks."""
         self.weighs_keys = any(s.stage.proportional for s in self.encoder_layer_stages)
         self.biases_keys = self.weighs_keys or any(s.stage.ragged for s in self.encoder_layer_stages)
+        ragged = [s for s in self.encoder_layer_stages if s.stage.ragged]
+        even = [s for s in self.encoder_layer_stages if not s.stage.ragged]
+        if ragged and even:
+            raise ValueError(
+                f"{even[0].method} needs equally many tokens of every tile, so it cannot act beside "
+                f"{ragged[0].method}, which keeps different numbers; use one of the two."
+            )
         encoder_stages = self.encoder_layer_stages + self.encoder_output_stages
         for earlier, later in itertools.pairwise(encoder_stages):
             if later.stage.needs_grid:

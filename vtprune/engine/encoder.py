@@ -72,6 +72,7 @@ class EncoderRun:
         self.seen: dict[EncoderSignal, Seen] = {}
         self.asked: EncoderSignal | None = None  # what the attention call that runs will answer itself
         self.values: Tensor | None = None  # of the block that runs, (tiles, tokens, channels)
+        self.merged_keys: Tensor | None = None  # of the block that runs, once it merged, (tiles, tokens, head_dim)
         self.merged: Tensor | None = None
         self.mlp_output: Tensor | None = None
         # Before the projector.
@@ -87,6 +88,7 @@ class EncoderRun:
     def see_projection(self, index: int, part: int, parts: int, output: Tensor) -> None:
         """Take one of the outputs that hold queries and keys of block `index`."""
         earlier = self.projections.get(index, ()) if part else ()
+        self.merged_keys = None
         self.projections = {index: (*earlier, output)}
         asked = [x for x in self.chain.encoder_signals if x.block == index and x != self.asked]
         if part + 1 == parts and asked:
@@ -108,14 +110,15 @@ class EncoderRun:
         queries, head_keys = queries.detach(), head_keys.detach()
         bias = self.tokens.key_bias(self.chain.weighs_keys)
         merged, keys = hidden, head_keys.mean(1)
+        current = self.merged_keys is None  # whether queries and keys are those of the tokens that there are
+        if self.merged_keys is not None:
+            keys = self.merged_keys
         for stage in stages:
             if stage.stage.prunes and self.joins_patches:
                 raise ValueError(
                     f"{stage.method} drops single patches in the encoder, of which several make a token here; use a "
                     "method that merges (tome), or one at the encoder's output (divprune)."
                 )
-            if stage is not stages[0]:
-                queries = head_keys = self.values = bias = None  # of tokens that may be no more
             with torch.no_grad():
                 decision = stage.decide(
                     EncoderTokens(
@@ -125,11 +128,11 @@ class EncoderRun:
                         protected=int(self.integration.has_cls),
                         patches=self._patches(before),
                         hidden=merged,
-                        queries=queries,
-                        head_keys=head_keys,
-                        values=self.values,
+                        queries=queries if current else None,
+                        head_keys=head_keys if current else None,
+                        values=self.values if current else None,
                         scale=self.integration.encoder_scale(block),
-                        key_bias=bias,
+                        key_bias=bias if current else None,
                     )
                 )
             if decision is None:
@@ -138,10 +141,15 @@ class EncoderRun:
                 raise TypeError(
                     f"{stage.method}: a stage between encoder layers must return Group or Keep, got {decision!r}."
                 )
+            drops = isinstance(decision, Keep) or decision.keep is not None
+            if drops and not stage.stage.prunes:
+                raise TypeError(f"{stage.method}: a stage that drops tokens must say so by prunes=True.")
             there = self._there(merged)
             merged, keys = self.tokens.follow(decision, merged, keys)
+            self.merged_keys, current = keys, False
+            if self.tokens.ragged and not self.chain.biases_keys:
+                raise TypeError(f"{stage.method}: tiles kept different numbers; its stage must say so by ragged=True.")
             self.events.append(Event(stage, index, there, self._there(merged)))
-        self.values = None
         after = merged.shape[1]
         if stages[0].stage.after_block:
             inside = self.layer_tokens.get(index, (before, before))
@@ -229,6 +237,7 @@ class EncoderRun:
         self.seen = {}
         self.projections = {}
         self.attention_inputs = {}
+        self.values = self.merged_keys = None
         # From here on only the shapes of pixels matter.
         pixels = {k: v.to("meta") for k, v in call.arguments.items() if isinstance(v, Tensor) and "pixel" in k}
         self.call = EncoderCall(call.kind, {**call.arguments, **pixels})

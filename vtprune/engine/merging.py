@@ -45,12 +45,18 @@ class Running:
 
     def _merge(self, decision: Group, values: tuple[Tensor, ...]) -> _Step:
         sizes = self.sizes_of(values[0])
+        owner = decision.owner
+        if decision.keep is not None:
+            sizes = sizes * decision.keep
+            owner = owner.masked_fill(~decision.keep, DROPPED)
         weights = sizes if decision.weighted else (sizes > 0).to(sizes.dtype)
         merged = [merge_by_owner(x, decision.owner, decision.groups, weights)[0] for x in values]
-        new_sizes = sizes.new_zeros(len(sizes), decision.groups).scatter_add_(1, decision.owner, sizes)
+        new_sizes = decision.sizes
+        if new_sizes is None:
+            new_sizes = sizes.new_zeros(len(sizes), decision.groups).scatter_add_(1, decision.owner, sizes)
         if decision.ragged:
             self.ragged = True
-        return _Step(merged, decision.owner, new_sizes)
+        return _Step(merged, owner, new_sizes)
 
     def _drop(self, decision: Keep, values: tuple[Tensor, ...]) -> _Step:
         sizes = self.sizes_of(values[0])

@@ -100,12 +100,17 @@ class Group:
         groups: Number of groups; of the picture that has most, if pictures have different numbers of them.
         weighted: Whether the mean of a group weighs tokens by their sizes.
         ragged: Whether pictures may have different numbers of groups; their groups then come first, 0, 1, 2, ...
+        keep: bool, (pictures, tokens), False where a token leaves and belongs to no group; None if all stay. The stage
+            must say so by `prunes`.
+        sizes: (pictures, groups), sizes of the groups, above 0; None for the sums of the sizes of their tokens.
     """
 
     owner: Tensor
     groups: int
     weighted: bool = True
     ragged: bool = False
+    keep: Tensor | None = None
+    sizes: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
