@@ -10,7 +10,17 @@ from torch import Tensor
 from vtprune.integrations.layout import Map, PictureLayout
 from vtprune.kernels import compact_index
 from vtprune.methods import Pictures
+from vtprune.methods._frames import frame_numbers
 from vtprune.methods.evs import EVS, dissimilarity
+from vtprune.methods.vidcom2 import (
+    VidCom2,
+    frame_counts,
+    frame_scales,
+    newlines_last,
+    quiet_channels,
+    quiet_rows,
+    usual,
+)
 
 Case = dict[str, Tensor]
 
@@ -34,5 +44,28 @@ def evs(case: Case) -> dict[str, Any]:
     }
 
 
-ADAPTERS = {"evs": evs}
-INPUTS = {"evs": {"embeds", "thw_premerge"}}
+def vidcom2(case: Case) -> dict[str, Any]:
+    features, grid, base = case["features"][None], tuple(case["thw"].tolist()), float(case["base_scale"])
+    frames = grid[0]
+    pictures = Pictures(grid, features, projected=features)
+    number, _ = frame_numbers(pictures)
+    channels = quiet_channels(features)
+    of_video, of_frame = usual(quiet_rows(features, channels), number, frames)
+    scales = frame_scales(of_video, number, frames, base)
+    mask = VidCom2(keep=base).decide(pictures).mask.view(frames, -1)
+    index = newlines_last(mask, grid[2]) if int(case["grid_newline"]) else mask.flatten().nonzero()[:, 0]
+    source = case["img_feat_with_newline"] if int(case["grid_newline"]) else case["features"]
+    return {
+        "low_var_channels_sorted": channels[0].sort().values,
+        "video_score": of_video.view(frames, -1),
+        "frame_score": of_frame.view(frames, -1),
+        "retention_scales": scales[0],
+        "counts": frame_counts(scales, number)[0],
+        "local_indices_concat": mask.nonzero()[:, 1],
+        "global_indices": index,
+        "out": source[index],
+    }
+
+
+ADAPTERS = {"evs": evs, "vidcom2": vidcom2}
+INPUTS = {"evs": {"embeds", "thw_premerge"}, "vidcom2": {"features", "thw", "img_feat_with_newline"}}

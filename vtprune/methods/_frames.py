@@ -38,3 +38,23 @@ def frame_numbers(pictures: Pictures) -> tuple[Tensor, int]:
     tile, frame = pictures.cells.tile, pictures.cells.frame
     tiles = int(tile.max()) + 1
     return frame * tiles + tile, tiles * (int(frame.max()) + 1)
+
+
+def frame_top_k_mask(scores: Tensor, number: Tensor, counts: Tensor) -> Tensor:
+    """Mark the highest scores of every frame; among equal scores the lower index wins.
+
+    Args:
+        scores: (pictures, tokens).
+        number: (pictures, tokens), the frame of each token.
+        counts: (pictures, frames), how many to mark.
+
+    Returns:
+        bool, (pictures, tokens).
+    """
+    order = scores.detach().argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, number.gather(1, order).argsort(dim=1, stable=True))  # frame by frame, best first
+    sorted_number = number.gather(1, order)
+    sizes = torch.zeros_like(counts).scatter_add_(1, number, torch.ones_like(number))
+    starts = sizes.cumsum(1) - sizes
+    rank = torch.arange(scores.shape[1], device=scores.device) - starts.gather(1, sorted_number)
+    return torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, rank < counts.gather(1, sorted_number))
