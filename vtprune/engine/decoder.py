@@ -25,6 +25,7 @@ from vtprune.engine.positions import dense_positions
 from vtprune.engine.selection import Selected, living
 from vtprune.engine.signals import Asked, Captured
 from vtprune.engine.slots import Slots
+from vtprune.engine.visual import Visual, visual_slots
 from vtprune.integrations.base import Integration, Kind
 from vtprune.kernels import compact_index, gather_rows, ragged_compact
 from vtprune.methods.base import Keep, Positions, VisualTokens
@@ -52,6 +53,7 @@ class DecoderStep:
         self.moved = False  # whether slots have left at all
         self.compacted = False  # whether slots have left since the language model made its mask and embeddings
         self.lengths: dict[int, tuple[list[int], int]] = {}
+        self.visual: tuple[Slots, Visual] | None = None  # what was seen last
         self.masks: dict[int, Any] = {}
         self.embeddings: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
@@ -316,23 +318,15 @@ class DecoderStep:
         return cos.to(hidden.device), sin.to(hidden.device)
 
     def _run(self, stage: ChainStage, layer: int, hidden: Tensor) -> Tensor:
-        picture, newline = self.picture, self.newline
-        if picture is None or self.layout is None or not max(self.candidates):
+        if self.layout is None or not max(self.candidates):
             return hidden
-        visual = picture >= 0
-        candidate = visual if newline is None else visual & ~newline
-        most = max(self.candidates)
-        at, valid = compact_index(candidate, width=most, padded=most != min(self.candidates))
-        all_valid = torch.ones_like(at, dtype=torch.bool) if valid is None else valid
-        number = self._within_row(gather_rows(picture, at))
-        if valid is not None:
-            number = number.masked_fill(~valid, -1)
-        arrived = torch.zeros(self.batch, self.layout.most + 1, dtype=torch.long, device=self.device)
-        arrived = arrived.scatter_add(1, number + 1, torch.ones_like(number))[:, 1:]
+        if self.visual is None or self.visual[0] is not self.slots:
+            self.visual = self.slots, visual_slots(self.slots, self.layout, self.candidates)
+        visual, candidate, at, valid, number, arrived = self.visual[1]
         received = self._attention(next(iter(stage.signals)), at, valid) if stage.signals else None
         memory = self.memory.setdefault(stage.method, {})
         with torch.no_grad():
-            decision = stage.decide(VisualTokens(layer, all_valid, number, arrived, received, memory))
+            decision = stage.decide(VisualTokens(layer, number >= 0, number, arrived, received, memory))
         if decision is None:
             return hidden
         if not isinstance(decision, Keep):
@@ -342,7 +336,7 @@ class DecoderStep:
             drop = drop & valid
         # Padding points at slot 0: it must not undo what is decided about that slot.
         keep = ~torch.zeros_like(visual).scatter_reduce(1, at, drop, "amax")
-        if newline is not None:
+        if (newline := self.newline) is not None:
             # A newline stays as long as a token of its line does.
             lines = self.slots.on(self.layout.lines).clamp_min(0)
             count = self.layout.longest * len(self.layout.source)
@@ -350,12 +344,6 @@ class DecoderStep:
         self.events.append(Event(stage, layer, [visual], [visual & keep]))
         left = self._compact(keep, layer, stage.positions, [hidden])
         return hidden if left is None else left[0]
-
-    def _within_row(self, picture: Tensor) -> Tensor:
-        """Numbers of pictures counted within the row instead of over the batch."""
-        if self.layout is None or not any(self.layout.first):
-            return picture
-        return picture - torch.tensor(self.layout.first, device=self.device)[:, None]
 
     # Signals.
 
