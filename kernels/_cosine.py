@@ -42,10 +42,10 @@ def scale_rows(x: Tensor, length: Tensor, live: Tensor) -> Tensor:
 def float32_error(channels: int) -> float:
     """Bound on the error of a float32 cosine, whatever the order of summation.
 
-    The exact bound grows with `channels`, real errors with its root: four standard deviations of the rounding, and the
-    rounding of the unit rows.
+    The exact bound grows with `channels`, real errors at most with its root. This is two to four times the largest
+    error among 2 million cosines of random, positive and nearly parallel rows (64 channels: 6e-7, 4,096: 1e-6).
     """
-    return (16.0 + 4.0 * channels**0.5) * torch.finfo(torch.float32).eps / 2
+    return (12.0 + channels**0.5) * torch.finfo(torch.float32).eps / 2
 
 
 def all_pairs(unit: Tensor, live: Tensor, *, matrix: bool, nearest: bool) -> tuple[Tensor | None, Tensor | None]:
