@@ -23,6 +23,8 @@ SAFE_LOGIT = 80.0
 # program can read the borders of.
 MAX_HEAD_DIM = 256
 MAX_SEQUENCES = 8192
+# Programs along the second and third axis of a grid.
+MAX_GRID = 65535
 
 
 def check_queries_keys(q: Tensor, k: Tensor) -> None:
@@ -96,6 +98,8 @@ def triton_refusal(*tensors: Tensor, borders: Tensor | None = None) -> str | Non
             return f"q, k and v must have one dtype, got {q.dtype} and {other.dtype}"
     if q.shape[-1] > MAX_HEAD_DIM:
         return f"the head dimension must be at most {MAX_HEAD_DIM}, got {q.shape[-1]}"
+    if q.shape[0] * q.shape[1] > MAX_GRID:
+        return f"batch x heads must be at most {MAX_GRID}, got {q.shape[0] * q.shape[1]}"
     if borders is not None and len(borders) > MAX_SEQUENCES:
         return f"there must be fewer than {MAX_SEQUENCES} packed sequences, got {len(borders) - 1}"
     return None
@@ -266,7 +270,7 @@ def _block(
         nothing = known == -torch.inf
         if sight.rows is not None:
             nothing |= ~sight.rows[rows, None]
-        torch.exp2(weights.sub_(known.masked_fill(nothing, 0.0)), out=weights)
+        torch.exp2(weights.sub_(known.masked_fill(nothing, torch.inf)), out=weights)
         factors = torch.ones_like(known).masked_fill_(nothing, 0.0)
         lse = known / LOG2_E
     else:

@@ -135,7 +135,7 @@ def merge_by_owner_triton(x: Tensor, owner: Tensor, groups: int, sizes: Tensor |
     """`merge_by_owner` by a Triton kernel."""
     pictures, tokens, channels = x.shape
     weights = x.new_ones((pictures, tokens), dtype=torch.float32) if sizes is None else sizes.float().contiguous()
-    order = owner.argsort(dim=1, stable=True)
+    order = owner.contiguous().argsort(dim=1, stable=True)  # which keeps the strides
     ends = torch.zeros((pictures, groups), dtype=torch.int64, device=x.device)
     ends = ends.scatter_add_(1, owner, torch.ones_like(owner)).cumsum(1)
     merged = torch.empty((pictures, groups, channels), dtype=x.dtype, device=x.device)

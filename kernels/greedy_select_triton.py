@@ -172,7 +172,7 @@ def _select(
     lazy: bool,
 ) -> Tensor:
     parts = prepare(features, rule, importance, trade_off, valid)
-    unit, live = parts.unit.contiguous(), parts.live
+    unit, live = parts.unit.contiguous(), parts.live.contiguous()
     pictures, tokens, channels = unit.shape
     nearest = isinstance(first, str) and first == "nearest_neighbour"
     pairs = unit.new_empty((pictures, tokens, tokens)) if not lazy else unit
@@ -209,7 +209,7 @@ def _select(
             unit.transpose(1, 2).contiguous() if lazy else pairs,
             _ranked(score, live, valid),
             _ranked(parts.base.float(), live, valid),
-            parts.weight.float(),
+            parts.weight.float().contiguous(),
             _ranked(parts.rest.float(), live, valid),
             factor,
             picks,

@@ -120,7 +120,7 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
 
 def _starts(rows: int, slots: int, device: torch.device) -> Tensor:
     """(rows, 1): where each row begins once all are one."""
-    return torch.arange(0, rows * slots, max(slots, 1), device=device)[:rows].view(-1, 1)
+    return (torch.arange(rows, device=device) * slots).view(-1, 1)
 
 
 def _check(

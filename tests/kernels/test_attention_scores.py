@@ -292,3 +292,10 @@ def test_ties() -> None:
     q, k = make(1, 2, 2, 3, 1)
     scores = attention_scores(q, k.expand(-1, -1, 70, -1))
     assert torch.equal(scores, scores[:, :1].expand_as(scores))
+
+
+@pytest.mark.parametrize("block", [None, 1])
+def test_rows_that_do_not_count_by_their_log_sum_exp(backend: str, block: int | None) -> None:
+    q, k = (torch.full((1, 1, n, 16), 60.0, device=DEVICE) for n in (2, 4))
+    lse = torch.full((1, 1, 2), -torch.inf, device=DEVICE)
+    assert attention_scores(q, k, lse=lse, block=block).eq(0).all()

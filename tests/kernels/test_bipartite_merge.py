@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.kernels.conftest import DEVICE
 from vtprune.kernels import bipartite_matching, merge_by_owner, owner_map, unmerge
+
+
+@pytest.fixture(autouse=True)
+def _on_the_device() -> Iterator[None]:
+    """New tensors are on the GPU if there is one."""
+    with torch.device(DEVICE):
+        yield
+
 
 
 def naive_groups(keys: Tensor, merges: int, protected: int) -> list[list[int]]:
@@ -28,7 +39,7 @@ def naive_groups(keys: Tensor, merges: int, protected: int) -> list[list[int]]:
 
 
 def make(pictures: int, tokens: int, channels: int = 6, seed: int = 0) -> Tensor:
-    return torch.randn(pictures, tokens, channels, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(pictures, tokens, channels, generator=torch.Generator(DEVICE).manual_seed(seed))
 
 
 def owner_of(keys: Tensor, merges: int, protected: int = 0) -> tuple[Tensor, int]:
@@ -124,7 +135,7 @@ def test_refuses_other_protection(protected: int) -> None:
     seed=st.integers(0, 9),
 )
 def test_merge_matches_naive(backend: str, pictures: int, tokens: int, groups: int, channels: int, seed: int) -> None:
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator(DEVICE).manual_seed(seed)
     x = torch.randn(pictures, tokens, channels, generator=g)
     owner = torch.randint(0, groups, (pictures, tokens), generator=g)
     sizes = torch.randint(1, 6, (pictures, tokens), generator=g).float()
@@ -196,3 +207,13 @@ def test_merge_of_empty_groups_and_nan(backend: str) -> None:
 def test_refuses_other_shapes() -> None:
     with pytest.raises(ValueError, match=r"owner must have the shape \(1, 4\), got \(1, 3\)"):
         merge_by_owner(make(1, 4, 3), torch.zeros(1, 3, dtype=torch.int64), 2)
+
+
+def test_merge_with_a_transposed_owner(backend: str) -> None:
+    x, owner = make(3, 9, 5), torch.randint(0, 4, (3, 9), generator=torch.Generator(DEVICE).manual_seed(0))
+    for actual, expected in zip(
+        merge_by_owner(x, owner.t().contiguous().t(), 4),
+        merge_by_owner(x, owner, 4),
+        strict=True,
+    ):
+        assert torch.equal(actual, expected)

@@ -354,3 +354,11 @@ def test_first_argmax_takes_the_first(length: int) -> None:
     assert index.tolist() == [0, length // 2]
     assert first_argmax(torch.full((1, 3), -torch.inf))[1].item() == 0
     assert first_argmax(torch.full((1, 3), torch.nan))[1].item() in range(3)
+
+
+@pytest.mark.parametrize("rule", ["maxmin", "maxsum"])
+def test_transposed_valid(backend: str, rule: str) -> None:
+    x = make(3, 13, 8).to(DEVICE)
+    valid = (torch.rand(3, 13, generator=torch.Generator().manual_seed(1)) < 0.6).to(DEVICE)
+    expected = greedy_select(x, 5, rule=rule, valid=valid)
+    assert torch.equal(greedy_select(x, 5, rule=rule, valid=valid.t().contiguous().t()), expected)

@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.kernels.conftest import DEVICE
 from vtprune.kernels import compact_index, gather_rows, ragged_compact
+
+
+@pytest.fixture(autouse=True)
+def _on_the_device() -> Iterator[None]:
+    """New tensors are on the GPU if there is one."""
+    with torch.device(DEVICE):
+        yield
+
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -64,7 +75,7 @@ def test_non_contiguous_keep(backend: str) -> None:
 @pytest.mark.parametrize("shape", [(2, 7), (2, 7, 3), (2, 7, 3, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
 def test_gather_rows(backend: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    x = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = torch.randint(0, 2, shape, generator=torch.Generator(DEVICE).manual_seed(0)).to(dtype)
     index = torch.tensor([[6, 0, 0], [1, 2, 5]])
     out = gather_rows(x, index)
     assert out.dtype == dtype
@@ -84,7 +95,7 @@ def test_refuses_other_shapes() -> None:
 
 @pytest.mark.parametrize("fills", [None, (0.5, -1, True, None)])
 def test_several_tensors_in_one_call(backend: str, fills: tuple[float | int | bool | None, ...] | None) -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     keep = torch.rand(3, 70, generator=generator) < torch.tensor([[0.5], [0.9], [0.0]])
     hidden = torch.randn(70, 3, 33, generator=generator).bfloat16().transpose(0, 1)
     positions = torch.randint(0, 2**40, (3, 3, 70), generator=generator).permute(1, 2, 0)
@@ -128,3 +139,11 @@ def test_refuses(arguments: dict, message: str, monkeypatch: pytest.MonkeyPatch)
     keep = torch.tensor([[True, False, True], [False, True, False]])
     with pytest.raises(ValueError, match=message):
         ragged_compact(**({"keep": keep, "tensors": ()} | arguments))
+
+
+def test_rows_without_slots(backend: str) -> None:
+    keep = torch.zeros(2, 0, dtype=torch.bool, device=DEVICE)
+    index, valid, (x,) = ragged_compact(keep, [torch.zeros(2, 0, 3, device=DEVICE)])
+    assert index.shape == (2, 0)
+    assert valid is None
+    assert x.shape == (2, 0, 3)

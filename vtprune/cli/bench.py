@@ -109,6 +109,7 @@ def bench(
                 with vtprune.applied(loaded.model, one):
                     pass  # what a method says against the model is said before anything is measured
         from vtprune.bench.machine import describe_machine, machine_line
+        from vtprune.bench.request import fingerprint
 
         machine = describe_machine(loaded.model.device)
         about = {
@@ -117,6 +118,7 @@ def bench(
             "attention": loaded.model.config.get_text_config()._attn_implementation,
             "batch_size": batch_size,
             "prompt_slots": inputs["input_ids"].shape[1],
+            "inputs": fingerprint(inputs),
             "new_tokens": new_tokens,
             "repeats": repeats,
             "warmup": warmup,
