@@ -9,7 +9,7 @@ import vtprune
 from tests.families import IMAGE, PAD, VIDEO
 from tests.reference import bare_run, decisions, feeding, positions_of, reference, run, whole
 from tests.tiny import ENCODES_FIRST
-from vtprune.methods import get_method
+from vtprune.methods import Place, get_method
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
 
@@ -22,8 +22,10 @@ def needs_removal(pruned, row, family):
         pytest.skip("nothing leaves the prompt")
 
 
-def acts_in_decoder(method) -> bool:
-    return any(place.value.startswith("decoder") for place in get_method(method[0]).places)
+def decides_again(method) -> bool:
+    """Whether it decides by the text, which grows from step to step without a cache."""
+    cls = get_method(method[0])
+    return cls.needs_text or any(place.value.startswith("decoder") for place in cls.places)
 
 
 def prompts(family):
@@ -45,7 +47,8 @@ def test_prefill_equals_the_bare_model(model, family, variant):
         assert [p.index for p in report.pictures] == list(range(len(row.items)))
         assert [p.kind for p in report.pictures] == [item.kind for item in row.items]
         # Where several patches make a token, a merge of patches only lets tokens go that have become equal.
-        equal_only = variant[0] == "tome" and family.name in ("internvl", "llava_next_video")
+        merges = Place.ENCODER_LAYER in get_method(variant[0]).places
+        equal_only = merges and family.name in ("internvl", "llava_next_video")
         left_alone = get_method(variant[0]).needs_video and VIDEO not in [item.kind for item in row.items]
         if not equal_only and not left_alone:
             assert report.visual_tokens_after < report.visual_tokens_before
@@ -54,7 +57,8 @@ def test_prefill_equals_the_bare_model(model, family, variant):
 @torch.no_grad()
 def test_selection_feeds_the_features_as_they_are(model, family, method):
     """What enters the decoder is, bit for bit, a subset of what the untouched model feeds."""
-    if get_method(method[0]).kind in ("merging", "frequency"):
+    cls = get_method(method[0])
+    if cls.kind in ("merging", "frequency") or Place.ENCODER_LAYER in cls.places:
         pytest.skip("makes new features")
     for row in prompts(family):
         (decided,), (fed,), _, _ = run(model, family, method, row)
@@ -153,8 +157,8 @@ def test_cached_decoding_equals_recomputing(model, family, variant):
 
 @torch.no_grad()
 def test_decoding_without_a_cache(pruned, family, method):
-    if acts_in_decoder(method):
-        pytest.skip("without a cache, every step decides again by its own last token, as the authors' code does")
+    if decides_again(method):
+        pytest.skip("without a cache, every step decides again by its own text, as the authors' code does")
     x = {**family.inputs(family.row(5, IMAGE, 7)), "do_sample": False, "max_new_tokens": 5}
     assert torch.equal(pruned.generate(**x, use_cache=False), pruned.generate(**x))
 
@@ -186,7 +190,7 @@ def test_beam_search_equals_beam_search_without_a_cache_or_padding(pruned, famil
     for i, row in enumerate(rows):
         alone = pruned.generate(**family.inputs(row), **settings)
         assert torch.equal(together[2 * i : 2 * i + 2], alone[:, -5:])
-    if not acts_in_decoder(method):
+    if not decides_again(method):
         assert torch.equal(together, pruned.generate(**x, **settings, use_cache=False)[:, -5:])
 
 

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from vtprune.integrations.layout import Map, PictureLayout
-from vtprune.kernels import compact_index
+from vtprune.kernels import compact_index, greedy_select
 from vtprune.methods import Pictures
 from vtprune.methods._frames import frame_numbers
+from vtprune.methods._select import index_mask
+from vtprune.methods.aim import merge, merge_rounds
+from vtprune.methods.cdpruner import relevance
 from vtprune.methods.evs import EVS, dissimilarity
+from vtprune.methods.idpruner import IDPruner, marginal_relevance
 from vtprune.methods.vidcom2 import (
     VidCom2,
     frame_counts,
@@ -67,5 +71,46 @@ def vidcom2(case: Case) -> dict[str, Any]:
     }
 
 
-ADAPTERS = {"evs": evs, "vidcom2": vidcom2}
-INPUTS = {"evs": {"embeds", "thw_premerge"}, "vidcom2": {"features", "thw", "img_feat_with_newline"}}
+def idpruner(case: Case) -> dict[str, Any]:
+    features, raw = case["features"][None], case["raw_scores"][None]
+    dropped, trade_off, parallel, _ = case["params"].double().tolist()
+    method = IDPruner(keep=1 - dropped, trade_off=trade_off, parallel=int(parallel))
+    mask = method.decide(Pictures(None, features, projected=features, attention=raw)).mask
+    return {
+        "kept_sorted": compact_index(mask)[0][0],
+        "selected_order_fp64": marginal_relevance(features, raw, int(mask.sum()), trade_off, int(parallel))[0],
+    }
+
+
+def cdpruner(case: Case) -> dict[str, Any]:
+    features, images, text = case["image_features"], case["image_embeds"], case["text_embeds"]
+    together = relevance(images.flatten(0, 1)[None], text[None], negative=True).view(images.shape[:2])
+    picks = greedy_select(features, int(case["budget"]), rule="dpp", importance=together)
+    return {
+        "relevance": together,
+        "selected_order_fp64": picks,
+        "kept_sorted": compact_index(index_mask(picks, features.shape[1]))[0],
+    }
+
+
+def aim(case: Case) -> dict[str, Any]:
+    """Merging before the language model; the cases of the pruning inside it have no adapter yet."""
+    if "r_per_step" in case:
+        rounds = merge_rounds(case["features"], case["r_per_step"].tolist())
+        return {"counts_after_step": [one.tokens for one in rounds], "out": merge(case["features"], rounds)[-1]}
+    metric = case.get("metric", case["x"])
+    rounds = merge_rounds(metric, case["rounds"].tolist())
+    return {f"out_{i}": x for i, x in enumerate(merge(case["x"], rounds))} | {
+        f"metric_out_{i}": x for i, x in enumerate(merge(metric, rounds))
+    }
+
+
+ADAPTERS = {"aim": aim, "cdpruner": cdpruner, "evs": evs, "idpruner": idpruner, "vidcom2": vidcom2}
+METHOD_OF_FOLDER = {"aim_video": "aim"}
+INPUTS = {
+    "aim": {"x", "metric", "rounds", "features", "grid", "r_per_step"},
+    "cdpruner": {"image_features", "image_embeds", "text_embeds"},
+    "evs": {"embeds", "thw_premerge"},
+    "idpruner": {"features", "q_weight", "q_bias", "k_weight", "k_bias", "raw_scores", "params"},
+    "vidcom2": {"features", "thw", "img_feat_with_newline"},
+}
