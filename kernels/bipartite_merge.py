@@ -153,7 +153,8 @@ def merge_by_owner(x: Tensor, owner: Tensor, groups: int, sizes: Tensor | None =
     for name, tensor in (("owner", owner), ("sizes", sizes)):
         if tensor is not None and tensor.shape != x.shape[:2]:
             raise ValueError(f"{name} must have the shape {tuple(x.shape[:2])}, got {tuple(tensor.shape)}.")
-    if x.numel() and groups and runs_on_triton("merge_by_owner", None, x, owner, sizes):
+    unsupported = "it has no backward pass" if x.requires_grad and torch.is_grad_enabled() else None
+    if x.numel() and groups and runs_on_triton("merge_by_owner", unsupported, x, owner, sizes):
         from vtprune.kernels.bipartite_merge_triton import merge_by_owner_triton
 
         return merge_by_owner_triton(x, owner, groups, sizes)
