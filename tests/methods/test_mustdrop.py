@@ -1,0 +1,66 @@
+"""MustDrop, its first stage: windows of tokens that look alike."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from tests.methods.inputs import INFO, pictures
+from vtprune.methods.mustdrop import MustDrop, average, key_set, likeness, window_owner, windows_of
+
+
+def test_windows_leave_ragged_edges_alone():
+    assert windows_of((1, 5, 4), 2).tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert windows_of((1, 2, 5), 3).shape == (0, 9)
+
+
+def test_likeness_is_the_mean_over_pairs():
+    x = torch.randn(1, 9, 5, generator=torch.Generator().manual_seed(0))
+    cosine = torch.nn.functional.cosine_similarity(x[0][:, None], x[0][None], dim=-1)
+    expected = (cosine.sum() - 9) / 72
+    torch.testing.assert_close(likeness(x, windows_of((1, 3, 3), 3))[0, 0], expected)
+
+
+def test_middle_of_a_window():
+    assert window_owner(torch.tensor([[True]]), windows_of((1, 3, 3), 3), 9).tolist() == [[4] * 9]
+    owner = window_owner(torch.tensor([[False, True]]), windows_of((1, 2, 4), 2), 8)
+    assert owner.tolist() == [[0, 1, 7, 7, 4, 5, 7, 7]]
+
+
+def test_plain_mean():
+    x = torch.tensor([[[1.0], [3.0], [8.0]]])
+    assert average(x, torch.tensor([[1, 1, 2]]))[0, 1:, 0].tolist() == [2.0, 8.0]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(192, 192), (128, 128), (64, 64), (1, 64), (500, 496)])
+def test_budgets_of_a_clip_picture(keep, left):
+    batch = pictures(grid=(1, 24, 24))
+    assert MustDrop(keep=keep).decide(batch).mask.sum(1).tolist() == [left, left]
+
+
+def test_the_threshold_belongs_to_every_picture():
+    x = torch.randn(2, 36, 12, generator=torch.Generator().manual_seed(0))
+    x[0, windows_of((1, 6, 6), 3)[2]] = 1.0
+    batch = dataclasses.replace(pictures(grid=(1, 6, 6)), encoded=x)
+    (stage,) = MustDrop(tau=0.8).stages(INFO)
+    assert stage.decide(batch).mask.sum(1).tolist() == [28, 36]
+    assert stage.budget is None
+
+
+def test_the_key_set_is_rounded_up():
+    attention = torch.tensor([[0.1, 0.5, 0.2, 0.2] + [0.0] * 10])
+    assert key_set(attention).tolist() == [[1, 2]]
+
+
+def test_whole_grids_only():
+    with pytest.raises(ValueError, match="mustdrop merges windows of whole grids; put it before"):
+        MustDrop().decide(dataclasses.replace(pictures(), grid=None))
+
+
+def test_bad_windows():
+    with pytest.raises(ValueError, match="window must be a whole number >= 2"):
+        MustDrop(window=1)
+    with pytest.raises(TypeError, match="window must be a whole number >= 2, got"):
+        MustDrop(window=(2, 2))
