@@ -6,7 +6,14 @@ import dataclasses
 
 from vtprune.methods import get_method, method_names
 
-SPECIAL = {"exit": {"layer": 3}, "fastv": {"layer": 2, "keep": 0.3}, "tome": {"keep": 0.5}}
+SPECIAL = {
+    "exit": {"layer": 3},
+    "fastv": {"layer": 2, "keep": 0.3},
+    "pitome": {"keep": 0.5},
+    "tinychart": {"keep": 0.5},
+    "tome": {"keep": 0.5},
+    "turbo": {"keep": 0.5},
+}
 
 
 def cases() -> list[tuple[str, dict]]:

@@ -7,7 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from vtprune.methods import Cells, EncoderTokens, ModelInfo, Pictures, VisualTokens
+from vtprune.engine.merging import Running
+from vtprune.methods import Cells, EncoderTokens, Group, Keep, ModelInfo, Pictures, VisualTokens
 from vtprune.methods.base import EncoderSignal
 
 INFO = ModelInfo(
@@ -72,9 +73,49 @@ def row(batch: Pictures, i: int) -> Pictures:
 def encoder_tokens(
     layer: int = 0, patches: int = 48, protected: int = 1, count: int = 2, seed: int = 0
 ) -> EncoderTokens:
-    """Unmerged tokens of an encoder layer."""
-    keys = torch.randn(count, patches + protected, 8, generator=torch.Generator().manual_seed(seed))
-    return EncoderTokens(layer, keys, torch.ones(count, patches + protected), protected, patches)
+    """Unmerged tokens of an encoder layer, with everything that a stage may ask for."""
+    g = torch.Generator().manual_seed(seed)
+    n = patches + protected
+    keys = torch.randn(count, n, 8, generator=g)
+    return EncoderTokens(
+        layer,
+        keys,
+        torch.ones(count, n),
+        protected,
+        patches,
+        hidden=torch.randn(count, n, 12, generator=g),
+        queries=torch.randn(count, 2, n, 8, generator=g),
+        head_keys=keys[:, None] + 0.5 * torch.randn(count, 2, n, 8, generator=g),
+        values=torch.randn(count, n, 16, generator=g),
+        scale=8**-0.5,
+    )
+
+
+def followed(tokens: EncoderTokens, running: Running, decision: Group | Keep, proportional: bool) -> EncoderTokens:
+    """What a decision leaves of the tokens, as the engine carries it out."""
+    heads = [x.transpose(1, 2).flatten(2) for x in (tokens.queries, tokens.head_keys)]
+    keys, hidden, queries, head_keys, values = running.follow(
+        decision, tokens.keys, tokens.hidden, *heads, tokens.values
+    )
+    return dataclasses.replace(
+        tokens,
+        keys=keys,
+        sizes=running.sizes,
+        hidden=hidden,
+        queries=queries.unflatten(2, (2, -1)).transpose(1, 2),
+        head_keys=head_keys.unflatten(2, (2, -1)).transpose(1, 2),
+        values=values,
+        key_bias=running.key_bias(proportional),
+    )
+
+
+def one_of(tokens: EncoderTokens, i: int) -> EncoderTokens:
+    """One picture of a batch without its padding."""
+    there = int((tokens.sizes[i] > 0).sum())
+    cut = {n: getattr(tokens, n)[i : i + 1, :there] for n in ("keys", "sizes", "hidden", "values")}
+    heads = {n: getattr(tokens, n)[i : i + 1, :, :there] for n in ("queries", "head_keys")}
+    bias = None if tokens.key_bias is None else tokens.key_bias[i : i + 1, :there]
+    return dataclasses.replace(tokens, **cut, **heads, key_bias=bias)
 
 
 def visual_tokens(

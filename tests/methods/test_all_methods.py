@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.methods.inputs import INFO, encoder_tokens, pictures, row, visual_tokens
+from tests.methods.inputs import INFO, encoder_tokens, followed, one_of, pictures, row, visual_tokens
 from vtprune.budget import token_count
+from vtprune.engine.merging import Running
 from vtprune.methods import Group, Keep, ModelInfo, Place, Replace, Stage, build_method, get_method, method_names
 from vtprune.methods.base import EncoderSignal
 
 METHODS = method_names()
 WITH_KEEP = [n for n in METHODS if any(f.name == "keep" for f in dataclasses.fields(get_method(n)))]  # type: ignore[arg-type]
 SIGNALS = {
-    Place.ENCODER_LAYER: set(),
+    Place.ENCODER_LAYER: {"values"},
     Place.ENCODER_OUTPUT: {"encoder_attention", "projected", "text"},
     Place.DECODER_LAYER: {"last_query", "text_queries"},
 }
@@ -158,24 +159,48 @@ def test_encoder_output_half_precision(name: str) -> None:
 @pytest.mark.parametrize("name", acting(Place.ENCODER_LAYER))
 @pytest.mark.parametrize(("patches", "protected"), [(1, 1), (7, 0), (48, 1), (63, 0)])
 def test_encoder_layers(name: str, patches: int, protected: int) -> None:
-    """Through all layers: groups are complete, protected tokens stay alone, the budget is met."""
+    """Through all layers: groups are complete, protected tokens stay alone, pictures do not matter to one another."""
     for stage in stages(name, Place.ENCODER_LAYER):
-        tokens = encoder_tokens(0, patches, protected)
+        tokens, running = encoder_tokens(0, patches, protected, count=3), Running()
         for layer in stage.layers:
             tokens = dataclasses.replace(tokens, layer=layer)
             decision = stage.decide(tokens)
             if decision is None:
                 continue
-            assert isinstance(decision, Group)
-            assert all(set(o.tolist()) == set(range(decision.groups)) for o in decision.owner)
-            assert (decision.owner[:, :protected] == torch.arange(protected)).all()
-            assert torch.equal(decision.owner, stage.decide(tokens).owner)
-            keys = torch.zeros(2, decision.groups, 8).scatter_add(
-                1, decision.owner[..., None].expand(-1, -1, 8), tokens.keys
-            )
-            tokens = dataclasses.replace(tokens, keys=keys, sizes=torch.ones(2, decision.groups))
-        left = tokens.keys.shape[1] - protected
-        assert left == token_count(build_method(name, {}).keep, patches)  # type: ignore[attr-defined]
+            there = tokens.sizes > 0
+            alone = [stage.decide(one_of(tokens, i)) for i in range(3)]
+            keep = decision.mask if isinstance(decision, Keep) else decision.keep
+            if keep is not None:
+                assert stage.prunes
+                assert keep.dtype == torch.bool
+                assert keep[:, :protected].all()
+            keep = there if keep is None else keep & there
+            if isinstance(decision, Group):
+                assert torch.equal(decision.owner, stage.decide(tokens).owner)
+                assert (decision.owner[:, :protected] == torch.arange(protected)).all()
+                groups = [set(o[k].tolist()) for o, k in zip(decision.owner, keep, strict=True)]
+                assert all(g == set(range(len(g))) for g in groups)
+                assert max(map(len, groups)) == decision.groups
+                assert stage.ragged or {len(g) for g in groups} == {decision.groups}
+                for i, one in enumerate(alone):
+                    expected = torch.arange(int(there[i].sum())) if one is None else one.owner[0]
+                    assert torch.equal(decision.owner[i][keep[i]], expected[keep[i][there[i]]])
+            else:
+                assert stage.ragged or len(set(keep.sum(1).tolist())) == 1
+                for i, one in enumerate(alone):
+                    assert torch.equal(keep[i][there[i]], there[i][there[i]] if one is None else one.mask[0])
+            tokens = followed(tokens, running, decision, stage.proportional)
+        left = (tokens.sizes[:, protected:] > 0).sum(1).tolist()
+        assert min(left) >= 1
+        if name in WITH_KEEP:
+            wanted = token_count(build_method(name, {}).keep, patches)  # type: ignore[attr-defined]
+            assert left == [wanted] * 3 or (get_method(name).adaptive and max(left) <= max(wanted, 1))
+
+
+@pytest.mark.parametrize("name", acting(Place.ENCODER_LAYER, WITH_KEEP))
+def test_encoder_layers_keep_all(name: str) -> None:
+    for stage in stages(name, Place.ENCODER_LAYER, keep=1.0):
+        assert all(stage.decide(encoder_tokens(layer)) is None for layer in stage.layers)
 
 
 @pytest.mark.parametrize("name", acting(Place.DECODER_LAYER))
