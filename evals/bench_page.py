@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vtprune.bench.machine import machine_line
+
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 ARMS = ("baseline", "method", "ideal")
 
@@ -95,7 +97,7 @@ def _kernels(document: dict[str, Any]) -> str:
     lines = [
         f"### Operators, {document['dtype']}",
         "",
-        f"{document['machine']}. Floor: {document['bytes_per_second'] / 1e9:.1f} GB/s (copy), "
+        f"{machine_line(document['machine'])}. Floor: {document['bytes_per_second'] / 1e9:.1f} GB/s (copy), "
         f"{document['flops_per_second'] / 1e12:.3f} TFLOP/s (product), measured in the same run.",
         "",
         "| operator | case | version | ms (quartiles) | x reference | x floor |",
