@@ -100,5 +100,5 @@ def test_unknown_block_is_refused():
         def stages(self, model):
             return [Stage(Place.ENCODER_OUTPUT, self.decide, signals=frozenset({EncoderSignal("attention", 99)}))]
 
-    with pytest.raises(ValueError, match="asks for the attention of vision block 99, but of .* it is known for"):
+    with pytest.raises(ValueError, match=r"asks for the attention of vision block 99, but of .* it is known for"):
         vtprune.apply(family.model(), Beyond())

@@ -31,6 +31,11 @@ class ChainStage:
         return self.stage.signals
 
     @property
+    def queries(self) -> str | None:
+        """Whose attention a stage at a decoder layer asks for: "last_query", "text_queries" or nobody's."""
+        return next((x for x in self.signals if isinstance(x, str)), None)
+
+    @property
     def positions(self) -> Positions:
         """Either "original" or "compact"."""
         return self.rule

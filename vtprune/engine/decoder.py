@@ -323,7 +323,7 @@ class DecoderStep:
         if self.visual is None or self.visual[0] is not self.slots:
             self.visual = self.slots, visual_slots(self.slots, self.layout, self.candidates)
         visual, candidate, at, valid, number, arrived = self.visual[1]
-        received = self._attention(next(iter(stage.signals)), at, valid) if stage.signals else None
+        received = self._attention(stage.queries, at, valid) if stage.queries else None
         memory = self.memory.setdefault(stage.method, {})
         with torch.no_grad():
             decision = stage.decide(VisualTokens(layer, number >= 0, number, arrived, received, memory))

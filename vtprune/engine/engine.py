@@ -83,7 +83,7 @@ class Engine:
         self._after(integration.language_model, self._leave_language_model, always=True)
         for i, layer in enumerate(integration.decoder_layers):
             self._before(layer, self._at_decoder_layer(i))
-            signals = sorted({s for stage in self.layer_stages.get(i + 1, ()) for s in stage.signals})
+            signals = sorted({stage.queries for stage in self.layer_stages.get(i + 1, ()) if stage.queries})
             if signals:
                 self._before(layer.get_submodule("self_attn"), self._capture_rows(i, signals))
         blocks = BlockHooks(integration, self.chain, lambda: self.local.encoding)

@@ -69,7 +69,7 @@ class VisualLayout:
     @functools.cached_property
     def end(self) -> int:
         """Behind the last visual slot of any row."""
-        return int(self.visual.any(0).nonzero()[0][-1]) + 1
+        return int(np.flatnonzero(self.visual.any(axis=0))[-1]) + 1
 
     @functools.cached_property
     def _on_device(self) -> Tensor:
