@@ -9,6 +9,7 @@ from vtprune.methods import get_method, method_names
 SPECIAL = {
     "exit": {"layer": 3},
     "fastv": {"layer": 2, "keep": 0.3},
+    "mustdrop": {"keep": 0.3, "window": 2},  # frames of 2 x 2 tokens
     "pitome": {"keep": 0.5},
     "tinychart": {"keep": 0.5},
     "tome": {"keep": 0.5},

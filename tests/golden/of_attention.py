@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtprune.kernels import attention_column_mass, attention_scores, compact_index, gather_rows
+from vtprune.kernels import attention_column_mass, attention_scores, compact_index, gather_rows, merge_by_owner
 from vtprune.methods import ModelInfo, Pictures
 from vtprune.methods._select import top_k_mask
 from vtprune.methods.base import EncoderSignal
@@ -16,6 +16,7 @@ from vtprune.methods.globalcom2 import combined, crop_scales, guidance
 from vtprune.methods.hiprune import anchor_count, anchors_buffers_registers, flat_neighbours
 from vtprune.methods.hired import HiRED, crop_shares, strips
 from vtprune.methods.mustdrop import average, key_set, likeness, window_owner, windows_of
+from vtprune.methods.turbo import attention_weight, turbo_step
 from vtprune.methods.visionzip import contextual_targets, fold, mean_of_heads
 from vtprune.methods.vtc_cls import VTCCLS, ensemble, summed
 
@@ -259,6 +260,14 @@ def globalcom2(case: Case) -> dict[str, Any]:
     }
 
 
+def turbo(case: Case) -> dict[str, Any]:
+    merges, protected, alpha, beta, gamma, merged = (round(x, 6) for x in case["params"].tolist())
+    value = case["attn_cls"] * attention_weight(alpha, beta, gamma, int(merged))
+    step = turbo_step(case["metric"], value, int(merges), int(protected))
+    x, sizes = merge_by_owner(case["x"], step.owner, step.groups, case["size"].squeeze(-1))
+    return {"owner": step.owner, "x_merged": x, "size_merged": sizes.unsqueeze(-1)}
+
+
 def mustdrop(case: Case) -> dict[str, Any]:
     side, tau, share = (round(x, 6) for x in case["params"][:3].tolist())
     cls, x = case["hidden"][:, :1], case["hidden"][:, 1:]
@@ -289,6 +298,7 @@ ADAPTERS = {
     "hired": hired,
     "hiprune": hiprune,
     "mustdrop": mustdrop,
+    "turbo": turbo,
     "visionzip": visionzip,
     "vtc_cls": vtc_cls,
 }
@@ -307,6 +317,7 @@ INPUTS = {
         *("hidden", "cls_attn", "params"),
         *(f"{x}_s{i}" for x in ("base_attn", "pass_filter", "kept_global", "key_pos", "cache_keep") for i in range(4)),
     },
+    "turbo": {"x", "metric", "attn_cls", "size", "params"},
     "visionzip": {
         *("q", "q_cls", "k", "keys", "hidden_states", "crop_tokens", "keep_idx", "inputs_embeds"),
         *("grid_thw", "window_index", "reverse_indices"),
@@ -318,4 +329,4 @@ SCALAR_OUTPUTS = {
     *(("hiprune", name) for name in ("budget", "n_anchor", "num_kept")),
     *(("visionzip", name) for name in ("dominant_num", "contextual_num")),
 }
-TOLERANCE = {"mustdrop": 1e-5}
+TOLERANCE = {"mustdrop": 1e-5, "turbo": 1e-5}

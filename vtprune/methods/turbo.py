@@ -1,0 +1,124 @@
+"""Merges similar visual tokens inside every block of the vision encoder, and spares those that it attends to.
+
+Paper: "Turbo: Informativity-Driven Acceleration Plug-In for Vision-Language Large Models", ECCV 2024,
+arXiv 2407.11717. Authors' code: github.com/anakin-skywalker-Joseph/Turbo.
+Differs from the paper in: `keep` names the patches left at the end, and the merges per block follow from it; the weight
+of attention, made for pictures of 577 tokens, grows and falls with the number of tokens (`balance="fixed"` for the
+authors' code), as their attention does; tokens stay in the order of the picture. Encoders without a class token use the
+attention that a token receives on average.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtprune.budget import Budget, token_count
+from vtprune.kernels import Matching, bipartite_matching, gather_rows, owner_map
+from vtprune.methods._importance import received
+from vtprune.methods._select import check_choice, check_number, check_whole_numbers
+from vtprune.methods.base import EncoderTokens, Group, Method, ModelInfo, Place, Positions, Stage
+from vtprune.methods.registry import register
+from vtprune.methods.tome import even_schedule, expand_schedule
+
+UNIT = 30.0
+"""Factor on `alpha` in the authors' code."""
+TOKENS = 577
+"""Tokens of the pictures that it is made for, [CLS] among them."""
+
+
+@register("turbo")
+@dataclasses.dataclass(frozen=True)
+class Turbo(Method):
+    """Bipartite merging between attention and MLP by similarity less attention; the class token stays alone."""
+
+    kind = "merging"
+    places = (Place.ENCODER_LAYER,)
+    paper = "Turbo, ECCV 2024, arXiv 2407.11717"
+
+    keep: Budget = 0.25  # ratio in (0, 1] or patches per picture after the last block; without effect once `r` is given
+    r: int | tuple[int, ...] | None = None  # merges per block, a number for all or one for each; the paper has 30 to 40
+    inflection: float = 0.0  # slope of the schedule of a single `r`, in [-1, 1]; -1 starts with 2 r and ends with 0
+    alpha: float = 5.0  # weight of attention against similarity, >= 0; 0 is ToMe
+    beta: float = 1.0  # how much that weight shrinks per merging block away from `gamma`, in [0, 1]; 1: not at all
+    gamma: float = 0.0  # number of merging blocks after which it is largest, >= 0
+    r_threshold: int = 0  # no merging among fewer tokens
+    balance: Literal["scaled", "fixed"] = "scaled"  # whether the weight follows the number of tokens
+    proportional: bool = True  # weigh attention by token size
+    positions: Positions = "auto"  # position ids in the language model: "compact", "original" or "auto" (see `Stage`)
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        super().__post_init__()
+        if self.r is not None:
+            object.__setattr__(self, "r", check_whole_numbers("r", self.r, least=0))
+        check_number("inflection", self.inflection, -1, 1)
+        if self.inflection and not isinstance(self.r, int):
+            raise ValueError(f"inflection={self.inflection!r} needs a single whole number r, got r={self.r!r}.")
+        check_number("alpha", self.alpha, 0, float("inf"))
+        check_number("beta", self.beta, 0, 1)
+        check_number("gamma", self.gamma, 0, float("inf"))
+        check_number("r_threshold", self.r_threshold, 0, float("inf"))
+        check_choice("balance", self.balance, ("scaled", "fixed"))
+
+    def stages(self, model: ModelInfo) -> Sequence[Stage]:
+        """One merge in every encoder block."""
+        if isinstance(self.r, tuple) and len(self.r) > model.encoder_layers:
+            raise ValueError(f"r must name at most {model.encoder_layers} blocks of this model, got {len(self.r)}.")
+        if self.r is None and model.patches is not None:
+            even_schedule(model.patches, token_count(self.keep, model.patches), model.encoder_layers)
+        decide = functools.partial(self.decide, layers=model.encoder_layers)
+        layers = tuple(range(model.encoder_layers))
+        return [Stage(Place.ENCODER_LAYER, decide, layers, positions=self.positions, proportional=self.proportional)]
+
+    def decide(self, tokens: EncoderTokens, layers: int) -> Group | None:
+        """Merge as many pairs as the schedule has for this block of `layers`."""
+        if self.r is None:
+            schedule = even_schedule(tokens.patches, token_count(self.keep, tokens.patches), layers)
+        else:
+            schedule = expand_schedule(self.r, layers, self.inflection)
+        there = tokens.keys.shape[1]
+        merges = min(schedule[tokens.layer], (there - tokens.protected) // 2)
+        if merges <= 0 or there < self.r_threshold:
+            return None
+        weight = attention_weight(self.alpha, self.beta, self.gamma, sum(n > 0 for n in schedule[: tokens.layer]))
+        if self.balance == "scaled":
+            weight *= (tokens.patches + tokens.protected) / TOKENS
+        return turbo_step(tokens.keys, received(tokens, self.name) * weight, merges, tokens.protected)
+
+
+def attention_weight(alpha: float, beta: float, gamma: float, merged: int) -> float:
+    """What attention is multiplied by before it is taken from similarity, after `merged` blocks that merged."""
+    return UNIT * alpha * beta ** abs(gamma - merged)
+
+
+def turbo_step(keys: Tensor, value: Tensor, merges: int, protected: int = 0) -> Group:
+    """Merge tokens at even places into their most similar ones at odd places: the similar ones of little value first.
+
+    Args:
+        keys: (pictures, tokens, channels), what similarity (cosine) is measured on.
+        value: (pictures, tokens), taken from the similarity of a token that would be merged into another one.
+        merges: How many, at most half of the unprotected tokens.
+        protected: 1 if the first token is [CLS], which never merges.
+    """
+    tokens = keys.shape[1]
+    # One more token, like nobody, and every token at an even place has a partner.
+    even = keys if protected or tokens % 2 == 0 else F.pad(keys.float(), (0, 0, 0, 1), value=torch.nan)
+    sources, destinations, _ = bipartite_matching(even, tokens, protected=protected)
+    unit = F.normalize(keys.detach().float(), dim=-1)
+    likeness = (gather_rows(unit[:, ::2], sources) * gather_rows(unit[:, 1::2], destinations)).sum(-1)
+    scores = likeness - value.detach().float()[:, ::2].gather(1, sources)
+    scores = scores.masked_fill(scores.isnan(), -torch.inf)
+    worst = unit.new_full((len(keys), (tokens + 1) // 2), -torch.inf)
+    order = worst.scatter(1, sources, scores).argsort(dim=1, descending=True, stable=True)
+    merges = min(merges, (tokens - protected) // 2)
+    merging, alone = order[:, :merges], order[:, merges:]
+    partner = torch.zeros_like(order).scatter(1, sources, destinations).gather(1, merging)
+    matching = Matching(merging, partner, alone.sort(dim=1).values if protected else alone)
+    return Group(*owner_map(matching, tokens, protected=protected))
