@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from vtprune.methods.aim import merge, merge_rounds
 from vtprune.methods.cdpruner import relevance
 from vtprune.methods.evs import EVS, dissimilarity
 from vtprune.methods.idpruner import IDPruner, marginal_relevance
+from vtprune.methods.quota import plan, shares
 from vtprune.methods.vidcom2 import (
     VidCom2,
     frame_counts,
@@ -105,12 +107,31 @@ def aim(case: Case) -> dict[str, Any]:
     }
 
 
-ADAPTERS = {"aim": aim, "cdpruner": cdpruner, "evs": evs, "idpruner": idpruner, "vidcom2": vidcom2}
+def quota(case: Case) -> dict[str, Any]:
+    side, budget, version = int(case["grid"]), int(case["total"]) * int(case["per"]), int(case["version"])
+    raw = [(100 * p) ** 2 for p in case["prob_A"].tolist()]
+    weights = shares(raw, side**2 / budget if version > 1 else math.inf)
+    counts = [int(budget * weight) for weight in weights]
+    resample = ("bilinear", "average", "pick", "merge", "merge_axes")[version - 1]
+    kept = [i for i, count in enumerate(counts) if count > 0]
+    plans = [plan(case["features"][i], (side, side), counts[i], resample) for i in kept]
+    return {
+        "raw_weights": raw,
+        "normalised_or_capped_weights": weights,
+        "tokens_per_frame": counts,
+        "kept_frames": kept,
+        "out_hw": [one.size for one in plans],
+        "out": torch.cat([one.make(case["features"][i]) for i, one in zip(kept, plans, strict=True)]),
+    }
+
+
+ADAPTERS = {"aim": aim, "cdpruner": cdpruner, "evs": evs, "idpruner": idpruner, "quota": quota, "vidcom2": vidcom2}
 METHOD_OF_FOLDER = {"aim_video": "aim"}
 INPUTS = {
     "aim": {"x", "metric", "rounds", "features", "grid", "r_per_step"},
     "cdpruner": {"image_features", "image_embeds", "text_embeds"},
     "evs": {"embeds", "thw_premerge"},
     "idpruner": {"features", "q_weight", "q_bias", "k_weight", "k_bias", "raw_scores", "params"},
+    "quota": {"features", "prob_A"},
     "vidcom2": {"features", "thw", "img_feat_with_newline"},
 }
