@@ -7,6 +7,7 @@ import dataclasses
 from vtprune.methods import get_method, method_names
 
 SPECIAL = {
+    "dymu": {"thresholds": 0.3},
     "exit": {"layer": 3},
     "fastv": {"layer": 2, "keep": 0.3},
     "mustdrop": {"keep": 0.3, "window": 2},  # frames of 2 x 2 tokens
