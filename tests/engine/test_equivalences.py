@@ -180,8 +180,14 @@ def test_sampling_is_reproducible(pruned, family):
     assert torch.equal(first, pruned.generate(**x))
 
 
+def mixes_up_tiles(family) -> None:
+    if family.name == "internvl" and not ENCODES_FIRST:
+        pytest.skip("this transformers repeats tile by tile instead of row by row, with or without vtprune")
+
+
 @torch.no_grad()
 def test_beam_search_equals_beam_search_without_a_cache_or_padding(pruned, family, method):
+    mixes_up_tiles(family)
     rows = [family.row(5, IMAGE, 7, seed=1), family.row(2, IMAGE, 3, seed=3)]
     settings = dict(num_beams=3, num_return_sequences=2, max_new_tokens=5, do_sample=False)
     x = family.inputs(*rows)
@@ -207,6 +213,7 @@ def test_beam_search_over_a_video(pruned, family):
 
 @torch.no_grad()
 def test_several_returned_sequences(pruned, family):
+    mixes_up_tiles(family)
     # Older transformers mixes up the pictures of a row that has several, with or without vtprune.
     second = (2, IMAGE, 1, IMAGE, 3) if ENCODES_FIRST else (2, IMAGE, 4)
     x = family.inputs(family.row(5, IMAGE, 7), family.row(*second, seed=1))

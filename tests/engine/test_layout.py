@@ -15,6 +15,12 @@ from vtprune.integrations import integrate
 from vtprune.integrations.layout import Map, PictureLayout
 
 
+def attention_of(run) -> list[torch.Tensor]:
+    """What a run noted of the attention that each slot received, unit by unit."""
+    (values,) = run.signals.values()
+    return values
+
+
 def layout_of(family, model, *rows) -> VisualLayout:
     with vtprune.applied(model, "fastv", keep=0.5), torch.no_grad():
         model(**family.inputs(*rows))
@@ -141,7 +147,7 @@ def test_scores_of_tiles_reach_their_slots():
             expected = maps[1 + (r + top) // 4 * 2 + c // 4, (r + top) % 4 * 4 + c % 4]
         else:
             continue
-        torch.testing.assert_close(run.attention[0][slot], expected)
+        torch.testing.assert_close(attention_of(run)[0][slot], expected)
 
 
 @torch.no_grad()
@@ -155,7 +161,7 @@ def test_scores_of_shuffled_pixels_are_means_of_four_patches():
         for token in range(9):
             r, c = token // 3 * 2, token % 3 * 2
             patches = [maps[tile, (r + i) * 6 + c + j] for i in range(2) for j in range(2)]
-            torch.testing.assert_close(run.attention[tile][token], torch.stack(patches).mean())
+            torch.testing.assert_close(attention_of(run)[tile][token], torch.stack(patches).mean())
 
 
 @torch.no_grad()
@@ -201,7 +207,7 @@ def test_scores_of_packed_patches(name):
                     for c in range(0, columns // 2, 2):
                         order += numbers[r : r + 2, c : c + 2].flatten().tolist()
             tokens = torch.empty_like(tokens).index_copy(0, torch.tensor(order), tokens)
-        torch.testing.assert_close(run.attention[0], tokens)
+        torch.testing.assert_close(attention_of(run)[0], tokens)
 
 
 def _runs(family, model, row):
@@ -233,7 +239,7 @@ def test_a_finished_prefill_keeps_no_pixels_and_no_features(name):
         gc.collect()
         assert pixels() is None
         latest = vtprune.api._engines[model].latest
-        assert all(run.encoded is None and run.attention is None for run in latest.runs)
+        assert all(run.encoded is None and not run.signals for run in latest.runs)
         assert all(one.levels is None for one in latest.selected)
         assert vtprune.report(model).prefill_flops_after > 0
 
