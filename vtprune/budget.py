@@ -11,30 +11,33 @@ from torch import Tensor
 Budget = float | int
 
 
-def check_keep(keep: object) -> Budget:
+def check_keep(keep: object, name: str = "keep") -> Budget:
     """Check a budget and return it as a plain `float` (ratio) or `int` (number of tokens).
 
     Args:
         keep: A ratio in (0, 1], written as a float, or a whole number of tokens >= 1, written as an int.
             `1.0` keeps everything; `1` keeps one token.
+        name: What the error calls it.
 
     Raises:
         TypeError: `keep` is no number.
         ValueError: `keep` is zero, negative, NaN, or a float above 1.
     """
-    allowed = "keep must be a ratio in (0, 1] or a whole number of tokens >= 1"
+    things = "tokens" if name == "keep" else name
+    allowed = f"{name} must be a ratio in (0, 1] or a whole number of {things} >= 1"
     if isinstance(keep, bool) or not isinstance(keep, Real):
-        raise TypeError(f"{allowed}, got {keep!r} of type {type(keep).__name__}; for 25 percent write keep=0.25.")
+        raise TypeError(f"{allowed}, got {keep!r} of type {type(keep).__name__}; for 25 percent write {name}=0.25.")
     if isinstance(keep, Integral):
         if keep < 1:
             raise ValueError(f"{allowed}, got {int(keep)}.")
         return int(keep)
     ratio = float(keep)
     if math.isnan(ratio) or ratio <= 0:
-        raise ValueError(f"{allowed}, got {ratio}; for 25 percent write keep=0.25.")
+        raise ValueError(f"{allowed}, got {ratio}; for 25 percent write {name}=0.25.")
     if ratio > 1:
-        hint = f"for {ratio:g} percent write keep={ratio / 100:g}" if ratio <= 100 else "for 25 percent write keep=0.25"
-        raise ValueError(f"{allowed}, got {ratio}; {hint}, for a number of tokens write a whole number.")
+        percent = (ratio, ratio / 100) if ratio <= 100 else (25, 0.25)
+        hint = f"for {percent[0]:g} percent write {name}={percent[1]:g}"
+        raise ValueError(f"{allowed}, got {ratio}; {hint}, for a number of {things} write a whole number.")
     return ratio
 
 

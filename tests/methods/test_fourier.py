@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from tests.methods.inputs import pictures
 from vtprune.methods import Pictures, Replace, build_method
-from vtprune.methods.fourier import Fourier, cell_owner, fit_grid, low_pass, resampling_matrix
+from vtprune.methods.base import ModelInfo
+from vtprune.methods.fourier import (
+    Fourier,
+    cell_owner,
+    fit_grid,
+    low_pass,
+    low_pass_in_time,
+    resampling_matrix,
+)
 
 
 @pytest.mark.parametrize(
@@ -160,3 +168,35 @@ def test_refuses(parameters: dict, message: str) -> None:
 def test_refuses_other_types(parameters: dict) -> None:
     with pytest.raises(TypeError, match=f"{next(iter(parameters))} must be .* got {next(iter(parameters.values()))!r}"):
         build_method("fourier", parameters)
+
+
+def test_over_time_is_the_cosine_transform_of_every_cell() -> None:
+    video = torch.randn(2, 6 * 4, 3, generator=torch.Generator().manual_seed(0))
+    small = low_pass_in_time(video, 6, 4)
+    matrix = resampling_matrix(6, 4)
+    for cell in range(4):
+        torch.testing.assert_close(small[:, cell::4], matrix @ video[:, cell::4])
+    torch.testing.assert_close(low_pass_in_time(video, 6, 6), video)
+    still = video[:, :4].repeat(1, 6, 1)
+    torch.testing.assert_close(low_pass_in_time(still, 6, 2), still[:, :8])
+
+
+@pytest.mark.parametrize(("frames", "keep", "grid"), [(3, 0.5, (6, 8)), (0.5, 0.125, (3, 4)), (1, 0.25, (6, 8))])
+def test_frames_and_cells_share_the_budget(frames: float, keep: float, grid: tuple[int, int]) -> None:
+    """Fewer frames leave more cells to each."""
+    video = pictures(1, (6, 6, 8)) if frames != 1 else pictures(1, (4, 6, 8))
+    decision = Fourier(keep=keep, frames=frames).decide(video)
+    assert isinstance(decision, Replace)
+    left = {3: 3, 0.5: 3, 1: 1}[frames]
+    assert decision.features.shape[1] == left * grid[0] * grid[1]
+    assert decision.owner.unique().tolist() == list(range(decision.features.shape[1]))
+    cells = decision.owner.view(video.grid)
+    assert (cells.diff(dim=0) >= 0).all(), "later frames never belong to earlier ones"
+
+
+def test_over_time_needs_the_whole_video() -> None:
+    info = ModelInfo(family="llava_next_video", encoder_layers=4, decoder_layers=4, has_cls=True)
+    with pytest.raises(ValueError, match="frames=2 needs a video in one piece, but llava_next_video encodes"):
+        Fourier(frames=2).stages(info)
+    with pytest.raises(ValueError, match=r"frames must be a ratio in .* or a whole number of frames >= 1, got 0"):
+        Fourier(frames=0)

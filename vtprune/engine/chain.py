@@ -74,6 +74,7 @@ class Chain:
             scored_block=integration.scored_block,
             encoder_heads=integration.encoder_heads,
             takes_videos=integration.takes_videos,
+            whole_videos=integration.takes_videos and integration.grid_stages == "language model",
         )
         for method in methods:
             if method.needs_video and not integration.takes_videos:

@@ -36,7 +36,8 @@ class ModelInfo:
     of coordinates of a position id: 1, or 3 (time, row, column) with M-RoPE. `attention_blocks` are the vision blocks
     whose attention may be asked for, by index: those in which all patches of a tile or frame see one another, also the
     ones after the last used block; `scored_block` is the one that "encoder_attention" stands for. `encoder_heads` is
-    the number of their heads. `takes_videos` is False where the model cannot be given one.
+    the number of their heads. `takes_videos` is False where the model cannot be given one; `whole_videos` is True where
+    stages that need the grid see all frames of a video at once.
     """
 
     family: str
@@ -49,6 +50,7 @@ class ModelInfo:
     scored_block: int = 0
     encoder_heads: int = 1
     takes_videos: bool = True
+    whole_videos: bool = False
 
     def attention_block(self, depth: float) -> int:
         """The block whose attention may be asked for that is nearest to a relative depth, in [0, 1] of the used ones.

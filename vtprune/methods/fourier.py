@@ -5,7 +5,8 @@ arXiv 2508.06038. Authors' code: github.com/whyisverysmart/Fourier-Compressor.
 Differs from the paper in: the default gain is 1, so that the mean of the features stays (the released code multiplies
 it by sqrt(old / new tokens), which its fine-tuned checkpoints have learnt: `gain="official"`); the budget may be any
 `keep`; two small matrix products instead of a fast Fourier transform. On all families it acts where the engine
-hands over `encoded`; the frames of a video are filtered one by one, without a transform over time.
+hands over `encoded`; the frames of a video are filtered one by one unless `frames` asks for a transform over time,
+which is ours.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtprune.budget import Budget, token_count
+from vtprune.budget import Budget, check_keep, token_count
 from vtprune.kernels._shared import full_precision
 from vtprune.methods._select import check_choice, check_number, check_whole_numbers
 from vtprune.methods.base import Method, ModelInfo, Pictures, Place, Positions, Replace, Stage
@@ -37,6 +38,7 @@ class Fourier(Method):
 
     keep: Budget = 0.25  # ratio in (0, 1] or tokens per picture; without effect once `side` or `ratio` is given
     side: int | tuple[int, int] | None = None  # rows and columns of the small grid, at most those of the picture
+    frames: Budget | None = None  # frames left of a video, filtered over time: share in (0, 1] or number; None: all
     ratio: float | None = None  # share of each side in (0, 1], rounded down, at least 1; the Qwen-VL code has 2 / 3
     norm: Literal["ortho", "none"] = "ortho"  # scaling of the transform; matters only with gain="official"
     gain: Literal["unit", "official"] = "unit"  # "unit" keeps the mean, "official" as released with the checkpoints
@@ -51,11 +53,18 @@ class Fourier(Method):
             raise ValueError(f"give side or ratio, not both; got side={self.side!r} and ratio={self.ratio!r}.")
         if self.ratio is not None:
             check_number("ratio", self.ratio, 0, 1, above_low=True)
+        if self.frames is not None:
+            object.__setattr__(self, "frames", check_keep(self.frames, name="frames"))
         if self.side is not None:
             object.__setattr__(self, "side", check_whole_numbers("side", self.side, least=1, count=2))
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """One replacement at the encoder's output; needs the whole grid."""
+        if self.frames is not None and not model.whole_videos:
+            raise ValueError(
+                f"fourier with frames={self.frames!r} needs a video in one piece, but {model.family} encodes pictures "
+                "or single frames; leave frames unset, or use a family such as qwen2_5_vl or llava_onevision."
+            )
         # With rows and columns in position ids, dense ones are those of a smaller picture.
         positions = "compact" if self.positions == "auto" and model.position_axes == 3 else self.positions
         return [Stage(Place.ENCODER_OUTPUT, self.decide, positions=positions, needs_grid=True)]
@@ -65,23 +74,26 @@ class Fourier(Method):
         if pictures.grid is None:
             raise ValueError("method 'fourier' needs the whole grid of a picture, but its tokens were merged.")
         frames, rows, columns = pictures.grid
-        small = self.small_grid(frames, rows, columns)
-        if small == (rows, columns):
+        left = frames if self.frames is None else token_count(self.frames, frames)
+        small = self.small_grid(frames, rows, columns, left)
+        if (left, *small) == pictures.grid:
             return None
         x = pictures.encoded
+        if left < frames:
+            x = low_pass_in_time(x, frames, left, norm=self.norm, gain=self.gain)
         maps = x.reshape(-1, rows * columns, x.shape[-1])
         features = low_pass(maps, (rows, columns), small, norm=self.norm, gain=self.gain)
-        owner = cell_owner(frames, (rows, columns), small).to(x.device)
+        owner = cell_owner(frames, (rows, columns), small, left).to(x.device)
         return Replace(features.reshape(x.shape[0], -1, x.shape[-1]), owner.expand(x.shape[0], -1))
 
-    def small_grid(self, frames: int, rows: int, columns: int) -> tuple[int, int]:
-        """Rows and columns of the compressed grid of one frame."""
+    def small_grid(self, frames: int, rows: int, columns: int, left: int | None = None) -> tuple[int, int]:
+        """Rows and columns of the compressed grid of one frame, if `left` frames share the budget of all."""
         if self.side is not None:
             side = (self.side, self.side) if isinstance(self.side, int) else self.side
             return min(side[0], rows), min(side[1], columns)
         if self.ratio is not None:
             return max(int(rows * self.ratio), 1), max(int(columns * self.ratio), 1)
-        return fit_grid(token_count(self.keep, frames * rows * columns) / frames, rows, columns)
+        return fit_grid(token_count(self.keep, frames * rows * columns) / (left or frames), rows, columns)
 
 
 def fit_grid(target: float, rows: int, columns: int) -> tuple[int, int]:
@@ -124,6 +136,18 @@ def low_pass(
     return maps.flatten(1, 2).to(features.dtype)
 
 
+def low_pass_in_time(features: Tensor, frames: int, left: int, *, norm: str = "ortho", gain: str = "unit") -> Tensor:
+    """Keep the `left` lowest frequencies over time of videos (videos, frames * cells, channels), sampled `left` times.
+
+    Computed in float32, returned in the type of `features`: (videos, left * cells, channels).
+    """
+    matrix = resampling_matrix(frames, left, norm, gain).to(features.device)
+    videos = features.float().unflatten(1, (frames, -1)).flatten(2)  # (videos, frames, cells * channels)
+    with full_precision(videos):
+        small = matrix @ videos
+    return small.view(len(features), -1, features.shape[2]).to(features.dtype)
+
+
 @functools.lru_cache(maxsize=256)
 @torch.inference_mode(False)  # a cached inference tensor would be of no use in training
 def resampling_matrix(old: int, new: int, norm: str = "ortho", gain: str = "unit") -> Tensor:
@@ -140,9 +164,17 @@ def resampling_matrix(old: int, new: int, norm: str = "ortho", gain: str = "unit
     return (inverse.T @ forward * (factor / old)).float()
 
 
-def cell_owner(frames: int, grid: tuple[int, int], small: tuple[int, int]) -> Tensor:
-    """(1, frames * rows * columns): for every old slot the index of the new cell that covers it, frame by frame."""
+def cell_owner(frames: int, grid: tuple[int, int], small: tuple[int, int], left: int | None = None) -> Tensor:
+    """(1, frames * rows * columns): for every old slot the index of the new cell that covers it, frame by frame.
+
+    Args:
+        frames: Number of frames.
+        grid: Rows and columns of a frame.
+        small: Those of a new one.
+        left: Number of new frames; None: all.
+    """
     down = torch.arange(grid[0]) * small[0] // grid[0]
     across = torch.arange(grid[1]) * small[1] // grid[1]
     cell = (down[:, None] * small[1] + across).flatten()
-    return (torch.arange(frames)[:, None] * (small[0] * small[1]) + cell).view(1, -1)
+    frame = torch.arange(frames) * (left or frames) // frames
+    return (frame[:, None] * (small[0] * small[1]) + cell).view(1, -1)
