@@ -143,8 +143,9 @@ def greedy_select_triton(
     """`greedy_select` by Triton kernels."""
     pictures, tokens, _ = features.shape
     picks = torch.full((pictures, count), -1, dtype=torch.int64, device=features.device)
-    lazy = 4 * tokens**2 > MATRIX_BYTES
-    chunk = pictures if lazy else max(1, MATRIX_BYTES // (4 * tokens**2))
+    room = _room(features.device, 4 * tokens**2 * pictures)
+    lazy = 4 * tokens**2 > room
+    chunk = pictures if lazy else max(1, room // (4 * tokens**2))
     wanted = min(count, tokens)
     for start in range(0, pictures, chunk):
         part = slice(start, start + chunk)
@@ -159,6 +160,14 @@ def greedy_select_triton(
             lazy,
         )
     return picks
+
+
+def _room(device: torch.device, needed: int) -> int:
+    """Bytes that matrices of similarities may take; beyond them, rows are computed when they are needed."""
+    if device.type != "cuda" or needed <= MATRIX_BYTES // 16:
+        return MATRIX_BYTES
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(MATRIX_BYTES, free // 2)
 
 
 def _select(
