@@ -92,8 +92,8 @@ def bench(
     with input_errors():
         settings = Settings(new_tokens, repeats, warmup)
         if sweep and out is not None:
-            check_matplotlib()
             chains = points(methods, [x for x in keeps if x is not None])
+            check_matplotlib()
         else:
             budget = keeps[0] if keeps else None
             label = " + ".join(methods)
