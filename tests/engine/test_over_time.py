@@ -10,7 +10,7 @@ from tests.families import FAMILIES, VIDEO
 from tests.reference import reference, run
 
 METHOD = ("fourier", {"keep": 0.3, "frames": 0.5})
-FRAME_BY_FRAME = ("llava_next_video", "internvl")
+FRAME_BY_FRAME = ("llava_next_video", "internvl", "llava-clip")
 WHOLE = [name for name, family in FAMILIES.items() if VIDEO in family.kinds and name not in FRAME_BY_FRAME]
 
 

@@ -74,7 +74,6 @@ class Chain:
             scored_block=integration.scored_block,
             encoder_heads=integration.encoder_heads,
             takes_videos=integration.takes_videos,
-            whole_videos=integration.takes_videos and integration.grid_stages == "language model",
         )
         for method in methods:
             if method.needs_video and not integration.takes_videos:
@@ -156,6 +155,11 @@ class Chain:
             raise ValueError(
                 f"{stage.method} cannot work on {integration.family_name}: it drops single patches in the encoder, of "
                 "which several make a token; use tome, which merges, or divprune, which acts at the encoder's output."
+            )
+        if stage.stage.over_time and not (integration.takes_videos and integration.grid_stages == "language model"):
+            raise ValueError(
+                f"{stage.method} cannot work on {integration.family_name} over the frames of a video: it needs a video "
+                "in one piece, but this family encodes pictures or single frames; leave the frames as they are."
             )
         reason = integration.refusal(stage.method, stage.stage.place.value, stage.stage.needs_grid)
         if reason is not None:

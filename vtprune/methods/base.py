@@ -36,8 +36,7 @@ class ModelInfo:
     of coordinates of a position id: 1, or 3 (time, row, column) with M-RoPE. `attention_blocks` are the vision blocks
     whose attention may be asked for, by index: those in which all patches of a tile or frame see one another, also the
     ones after the last used block; `scored_block` is the one that "encoder_attention" stands for. `encoder_heads` is
-    the number of their heads. `takes_videos` is False where the model cannot be given one; `whole_videos` is True where
-    stages that need the grid see all frames of a video at once.
+    the number of their heads. `takes_videos` is False where the model cannot be given one.
     """
 
     family: str
@@ -50,7 +49,6 @@ class ModelInfo:
     scored_block: int = 0
     encoder_heads: int = 1
     takes_videos: bool = True
-    whole_videos: bool = False
 
     def attention_block(self, depth: float) -> int:
         """The block whose attention may be asked for that is nearest to a relative depth, in [0, 1] of the used ones.
@@ -265,6 +263,7 @@ class Stage:
         ragged: Encoder layers only: pictures may keep different numbers of tokens.
         mixes: Encoder output only: whether kept tokens may get new features (`Keep.mix`).
         needs_grid: Whether the stage needs every token of the grid, unmerged and unpruned.
+        over_time: Whether a stage that needs the grid needs all frames of a video in it.
         scope: Encoder output only: whether it decides on all tokens of a picture or video together ("picture"), or on
             every tile and frame by itself ("tile").
         budget: With scope "tile", the budget that `decide` asks for by `Pictures.count`: a number of tokens per
@@ -282,6 +281,7 @@ class Stage:
     ragged: bool = False
     mixes: bool = False
     needs_grid: bool = False
+    over_time: bool = False
     scope: Scope = "picture"
     budget: Budget | None = None
 

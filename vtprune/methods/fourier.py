@@ -60,14 +60,17 @@ class Fourier(Method):
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """One replacement at the encoder's output; needs the whole grid."""
-        if self.frames is not None and not model.whole_videos:
-            raise ValueError(
-                f"fourier with frames={self.frames!r} needs a video in one piece, but {model.family} encodes pictures "
-                "or single frames; leave frames unset, or use a family such as qwen2_5_vl or llava_onevision."
-            )
         # With rows and columns in position ids, dense ones are those of a smaller picture.
         positions = "compact" if self.positions == "auto" and model.position_axes == 3 else self.positions
-        return [Stage(Place.ENCODER_OUTPUT, self.decide, positions=positions, needs_grid=True)]
+        return [
+            Stage(
+                Place.ENCODER_OUTPUT,
+                self.decide,
+                positions=positions,
+                needs_grid=True,
+                over_time=self.frames is not None,
+            )
+        ]
 
     def decide(self, pictures: Pictures) -> Replace | None:
         """Filter every frame of every picture."""
