@@ -39,28 +39,21 @@ class ToMe(Method):
     def __post_init__(self) -> None:
         """Check the parameters."""
         super().__post_init__()
-        if self.r is not None:
-            object.__setattr__(self, "r", check_whole_numbers("r", self.r, least=0))
-        check_number("inflection", self.inflection, -1, 1)
-        if self.inflection and not isinstance(self.r, int):
-            raise ValueError(f"inflection={self.inflection!r} needs a single whole number r, got r={self.r!r}.")
+        object.__setattr__(self, "r", check_merges(self.r, self.inflection))
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """One merge in every encoder block."""
         if isinstance(self.r, tuple) and len(self.r) > model.encoder_layers:
             raise ValueError(f"r must name at most {model.encoder_layers} blocks of this model, got {len(self.r)}.")
-        if self.r is None and model.patches is not None:
-            even_schedule(model.patches, token_count(self.keep, model.patches), model.encoder_layers)
+        if model.patches is not None:
+            merges_per_block(self.keep, self.r, self.inflection, model.patches, model.encoder_layers)
         decide = functools.partial(self.decide, layers=model.encoder_layers)
         layers = tuple(range(model.encoder_layers))
         return [Stage(Place.ENCODER_LAYER, decide, layers, positions=self.positions, proportional=self.proportional)]
 
     def decide(self, tokens: EncoderTokens, layers: int) -> Group | None:
         """Merge as many pairs as the schedule has for this block of `layers`."""
-        if self.r is None:
-            schedule = even_schedule(tokens.patches, token_count(self.keep, tokens.patches), layers)
-        else:
-            schedule = expand_schedule(self.r, layers, self.inflection)
+        schedule = merges_per_block(self.keep, self.r, self.inflection, tokens.patches, layers)
         merges = min(schedule[tokens.layer], (tokens.keys.shape[1] - tokens.protected) // 2)
         return merge_step(tokens.keys, merges, tokens.protected) if merges > 0 else None
 
@@ -69,6 +62,29 @@ def merge_step(keys: Tensor, merges: int, protected: int = 0) -> Group:
     """Merge the `merges` most similar pairs of tokens, measured on keys (pictures, tokens, channels)."""
     matching = bipartite_matching(keys, merges, protected=protected)
     return Group(*owner_map(matching, keys.shape[1], protected=protected))
+
+
+Merges = int | tuple[int, ...] | None
+
+
+def check_merges(r: object, inflection: float) -> Merges:
+    """Check the merges per block that a user wrote, and the slope of their schedule.
+
+    Raises:
+        TypeError, ValueError: One of them is out of range, or a slope stands beside no single number.
+    """
+    merges = None if r is None else check_whole_numbers("r", r, least=0)
+    check_number("inflection", inflection, -1, 1)
+    if inflection and not isinstance(merges, int):
+        raise ValueError(f"inflection={inflection!r} needs a single whole number r, got r={r!r}.")
+    return merges
+
+
+def merges_per_block(keep: Budget, r: Merges, inflection: float, patches: int, layers: int) -> tuple[int, ...]:
+    """The schedule that a budget, or `r` with its slope, stands for."""
+    if r is None:
+        return even_schedule(patches, token_count(keep, patches), layers)
+    return expand_schedule(r, layers, inflection)
 
 
 @functools.lru_cache(maxsize=256)

@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtprune.budget import Budget, token_count
+from vtprune.budget import Budget
 from vtprune.kernels import Matching, bipartite_matching, gather_rows, owner_map
 from vtprune.methods._importance import received
-from vtprune.methods._select import check_choice, check_number, check_whole_numbers
+from vtprune.methods._select import check_choice, check_number
 from vtprune.methods.base import EncoderTokens, Group, Method, ModelInfo, Place, Positions, Stage
 from vtprune.methods.registry import register
-from vtprune.methods.tome import even_schedule, expand_schedule
+from vtprune.methods.tome import check_merges, merges_per_block
 
 UNIT = 30.0
 """Factor on `alpha` in the authors' code."""
@@ -56,11 +56,7 @@ class Turbo(Method):
     def __post_init__(self) -> None:
         """Check the parameters."""
         super().__post_init__()
-        if self.r is not None:
-            object.__setattr__(self, "r", check_whole_numbers("r", self.r, least=0))
-        check_number("inflection", self.inflection, -1, 1)
-        if self.inflection and not isinstance(self.r, int):
-            raise ValueError(f"inflection={self.inflection!r} needs a single whole number r, got r={self.r!r}.")
+        object.__setattr__(self, "r", check_merges(self.r, self.inflection))
         check_number("alpha", self.alpha, 0, float("inf"))
         check_number("beta", self.beta, 0, 1)
         check_number("gamma", self.gamma, 0, float("inf"))
@@ -71,18 +67,15 @@ class Turbo(Method):
         """One merge in every encoder block."""
         if isinstance(self.r, tuple) and len(self.r) > model.encoder_layers:
             raise ValueError(f"r must name at most {model.encoder_layers} blocks of this model, got {len(self.r)}.")
-        if self.r is None and model.patches is not None:
-            even_schedule(model.patches, token_count(self.keep, model.patches), model.encoder_layers)
+        if model.patches is not None:
+            merges_per_block(self.keep, self.r, self.inflection, model.patches, model.encoder_layers)
         decide = functools.partial(self.decide, layers=model.encoder_layers)
         layers = tuple(range(model.encoder_layers))
         return [Stage(Place.ENCODER_LAYER, decide, layers, positions=self.positions, proportional=self.proportional)]
 
     def decide(self, tokens: EncoderTokens, layers: int) -> Group | None:
         """Merge as many pairs as the schedule has for this block of `layers`."""
-        if self.r is None:
-            schedule = even_schedule(tokens.patches, token_count(self.keep, tokens.patches), layers)
-        else:
-            schedule = expand_schedule(self.r, layers, self.inflection)
+        schedule = merges_per_block(self.keep, self.r, self.inflection, tokens.patches, layers)
         there = tokens.keys.shape[1]
         merges = min(schedule[tokens.layer], (there - tokens.protected) // 2)
         if merges <= 0 or there < self.r_threshold:
