@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import vtprune
 from vtprune.evals.suite import evaluate
 from vtprune.methods.parse import parse_method
+from vtprune.report import Report
 
 
 @dataclass(frozen=True)
@@ -41,28 +42,41 @@ def plan(methods: Sequence[str], budgets: Sequence[float | int]) -> list[Row]:
     return list(dict.fromkeys(rows))
 
 
-def run_row(model: Any, processor: Any, row: Row, **options: Any) -> dict[str, Any]:
-    """Evaluate one row; `options` go to `evaluate`.
+def run_row(
+    model: Any, processor: Any, row: Row, *, on_batch: Callable[[int], None] | None = None, **options: Any
+) -> dict[str, Any]:
+    """Evaluate one row; `on_batch` and `options` go to `evaluate`.
 
     Returns:
-        The result of `evaluate` with "seconds" and, with a method, "tokens_before", "tokens_after" and "prefill_flops"
-        (share of the unpruned model's) of the last batch; for a method that refuses the budget or the model only
-        "unsupported", which says why.
+        The result of `evaluate` with "seconds" and, with a method, what the reports of all batches add up to:
+        "tokens_before" and "tokens_after" (visual tokens that are left after the last place) and "prefill_flops"
+        (share of the unpruned model's); for a method that refuses the budget or the model only "unsupported", which
+        says why.
     """
     if row.method is not None:
         try:
             vtprune.apply(model, row.method, keep=row.keep)
         except ValueError as error:
             return {"unsupported": str(error)}
-    try:
-        start = time.monotonic()
-        result = evaluate(model, processor, blank=row.blank, **options)
-        result["seconds"] = round(time.monotonic() - start, 1)
+    reports: list[Report] = []
+
+    def after_batch(questions: int) -> None:
         report = vtprune.report(model) if row.method is not None else None
         if report is not None:
-            result["tokens_before"], result["tokens_after"] = report.visual_tokens_before, report.visual_tokens_after
-            result["prefill_flops"] = round(report.prefill_flops_after / report.prefill_flops_before, 4)
-        return result
+            reports.append(report)
+        if on_batch is not None:
+            on_batch(questions)
+
+    try:
+        start = time.monotonic()
+        result = evaluate(model, processor, blank=row.blank, on_batch=after_batch, **options)
+        result["seconds"] = round(time.monotonic() - start, 1)
     finally:
         if row.method is not None:
             vtprune.remove(model)
+    if reports:
+        result["tokens_before"] = sum(report.visual_tokens_before for report in reports)
+        result["tokens_after"] = sum(report.visual_tokens_after for report in reports)
+        flops = sum(report.prefill_flops_after for report in reports)
+        result["prefill_flops"] = round(flops / sum(report.prefill_flops_before for report in reports), 4)
+    return result

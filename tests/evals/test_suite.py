@@ -86,7 +86,7 @@ def test_plan():
 def test_table_is_resumed(model, processor, tmp_path):
     rows = [Row(), Row("random", 0.25), Row("tome", 1)]
     out, seen = tmp_path / "table.json", []
-    options = dict(settings={"model": "small"}, limit=6, batch_size=6)
+    options = dict(settings={"model": "small"}, limit=6, batch_size=4)
     first = run_table(model, processor, rows[:2], out, **options)
     assert vtprune.methods("random")
     assert first["rows"]["random keep=0.25"]["tokens_after"] == 6 * 64
