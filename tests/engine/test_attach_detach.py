@@ -134,6 +134,8 @@ def test_chain(model, x):
         (["fastv", "divprune"], {}, ValueError, "order of their places"),
         (["tome", "fourier"], {}, ValueError, "fourier needs every token"),
         (["divprune", "fourier"], {}, ValueError, "fourier needs every token"),
+        (["divprune", "hired"], {}, ValueError, "hired needs every token"),
+        (["tome", "mustdrop"], {}, ValueError, "put mustdrop first"),
         (["divprune", "fastv"], {"keep": 0.5}, ValueError, "several take it"),
         ("tome", {"keep": 1}, ValueError, "keep must leave at least"),
     ],

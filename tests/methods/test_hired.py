@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-import pytest
 import torch
 
 from tests.methods.inputs import INFO
 from tests.methods.tiled import tiled
+from vtprune.engine.tiles import nearly_square
 from vtprune.integrations.layout import Map
 from vtprune.methods import ModelInfo
-from vtprune.methods._tiles import nearly_square, tiles_of
 from vtprune.methods.hired import HiRED, crop_shares, strips
 
 QUADRANTS = [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]
@@ -23,7 +22,7 @@ def decide(pictures, **parameters):
 
 
 def test_tiles_of_a_padded_canvas():
-    tiles = tiles_of(tiled(columns=(4, 2)), "x")
+    tiles = tiled(columns=(4, 2)).tiles
     assert (tiles.side, tiles.grid, tiles.canvas) == ((4, 4), (2, 2), (8, 6))
     assert [len(x) for x in tiles.crops] == [16, 8, 16, 8]
     # Of six columns the first four are the left tiles: of the thumbnail's four, three centres lie there.
@@ -32,7 +31,7 @@ def test_tiles_of_a_padded_canvas():
 
 def test_the_thumbnail_is_last_where_tiles_are_maps():
     maps = tuple(Map("tile", (1, 2, 2), start=4 * i) for i in range(7))
-    tiles = tiles_of(tiled(maps=maps), "x")
+    tiles = tiled(maps=maps).tiles
     assert tiles.thumbnail.tolist() == [24, 25, 26, 27]
     assert (tiles.grid, tiles.canvas) == ((2, 3), (4, 6))
     assert tiles.place[4].tolist() == [14, 15, 20, 21]
@@ -44,7 +43,7 @@ def test_arrangements():
 
 def test_strips_are_runs_of_the_raster():
     assert strips(16, 4).tolist() == [i // 4 for i in range(16)]
-    assert tiles_of(tiled(), "x").regions().tolist() == QUADRANTS
+    assert tiled().tiles.regions().tolist() == QUADRANTS
 
 
 def test_shares_follow_the_content_and_are_rounded_down():
@@ -60,14 +59,6 @@ def test_half_of_the_budget_is_the_thumbnails():
     assert ((mask[:, 16:].sum(1) >= 20) & (mask[:, 16:].sum(1) <= 24)).all()
     assert decide(tiled(), keep=1.0).mask.all()
     assert decide(tiled(), keep=1).mask.sum(1).tolist() == [1, 1]
-
-
-def test_removed_before():
-    batch = tiled()
-    cut = type(batch.cells)(*(x[:, 1:] for x in batch.cells))
-    fewer = dataclasses.replace(batch, encoded=batch.encoded[:, 1:], attention=batch.attention[:, 1:], cells=cut)
-    with pytest.raises(ValueError, match="hired compares whole tiles, but tokens were removed before; put hired first"):
-        decide(fewer, keep=0.5)
 
 
 def test_asks_nothing_early_where_there_are_no_tiles():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from vtprune.engine.tiles import tiles_of
 from vtprune.integrations.layout import Map, PictureLayout
 from vtprune.methods import Cells, Pictures
 
@@ -21,4 +22,6 @@ def tiled(
     generator = torch.Generator().manual_seed(seed)
     encoded = torch.randn(count, cells.shape[1], 12, generator=generator)
     attention = torch.rand(count, cells.shape[1], generator=generator)
-    return Pictures(None, encoded, encoded, attention, Cells(*(x.expand(count, -1) for x in cells)))
+    tiles = tiles_of(layout, encoded.device)
+    where = Cells(*(x.expand(count, -1) for x in cells))
+    return Pictures(None, encoded, encoded, attention, where, tiles=tiles)

@@ -120,9 +120,9 @@ class Chain:
             )
         encoder_stages = self.encoder_layer_stages + self.encoder_output_stages
         for earlier, later in itertools.pairwise(encoder_stages):
-            if later.stage.needs_grid:
+            if later.stage.needs_grid or later.stage.needs_all:
                 raise ValueError(
-                    f"{later.method} needs every token of the picture's grid, so it cannot follow {earlier.method}; "
+                    f"{later.method} needs every token of a picture, so it cannot follow {earlier.method}; "
                     f"put {later.method} first, or use one of the two."
                 )
         # Several stages before the language model, one position rule: the last one's.

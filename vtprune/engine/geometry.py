@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vtprune.engine.tiles import tiles_of
 from vtprune.integrations.base import Grid, PictureLayout
 
 
@@ -19,6 +20,7 @@ class Geometry:
         candidates: Bool (slots,): the opposite.
         lines: (slots,), see `PictureLayout.lines`; None without newlines.
         cells: The five columns of `PictureLayout.cells`, (slots,) each.
+        tiles: Of a tiled picture; None of others.
     """
 
     def __init__(self, layout: PictureLayout, device: torch.device) -> None:
@@ -28,6 +30,7 @@ class Geometry:
         self.candidates = ~self.newlines
         self.lines = None if layout.lines is None else layout.lines.to(device)
         self.cells = tuple(layout.cells.T.contiguous().to(device))
+        self.tiles = tiles_of(layout, device)
         self._parts: dict[tuple[bool, bool, int | None], list[Part]] = {}
 
     def parts(self, by_map: bool, by_tile: bool, budget: int | None = None) -> list[Part]:

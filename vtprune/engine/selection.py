@@ -16,7 +16,7 @@ from vtprune.engine.layout import Picture, VisualLayout
 from vtprune.engine.merging import DROPPED
 from vtprune.integrations.base import Grid, PictureLayout
 from vtprune.kernels import compact_index, gather_rows
-from vtprune.methods.base import Cells, EncoderSignal, Keep, Pictures, Replace
+from vtprune.methods.base import Cells, EncoderSignal, Keep, Pictures, Replace, Tiles
 
 
 @dataclasses.dataclass
@@ -161,7 +161,8 @@ class _Batch:
             self._set_alive(number, where, torch.zeros_like(where, dtype=torch.bool))
             return
         if complete:
-            self._decide(stage, number, where, part.grid, part.share, part.everything)
+            tiles = self.geometry.tiles if stage.stage.scope == "picture" else None
+            self._decide(stage, number, where, part.grid, part.share, part.everything, tiles)
             return
         alive = self.alive[number, where]
         counts = alive.sum(1)
@@ -182,6 +183,7 @@ class _Batch:
         grid: Grid | None,
         share: int | None,
         everything: bool = False,
+        tiles: Tiles | None = None,
     ) -> None:
         def pick(x: Tensor | None) -> Tensor | None:
             return x if x is None or everything else x[number, where]
@@ -204,6 +206,7 @@ class _Batch:
             signals,
             None if self.text is None else self.text[number[:, 0]],
             None if self.text_valid is None else self.text_valid[number[:, 0]],
+            tiles,
         )
         decision = stage.decide(pictures)
         if isinstance(decision, Keep):

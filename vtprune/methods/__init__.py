@@ -12,6 +12,7 @@ from vtprune.methods.base import (
     Positions,
     Replace,
     Stage,
+    Tiles,
     VisualTokens,
     check_layer,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "Positions",
     "Replace",
     "Stage",
+    "Tiles",
     "VisualTokens",
     "build_method",
     "check_layer",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Real
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def top_k_mask(scores: Tensor, counts: int | Tensor, valid: Tensor | None = None) -> Tensor:
@@ -40,7 +43,7 @@ def index_mask(index: Tensor, tokens: int) -> Tensor:
     return mask.scatter_(1, index, True)
 
 
-def given(signal: Tensor | None, method: str, name: str) -> Tensor:
+def given(signal: T | None, method: str, name: str) -> T:
     """Return a signal that the method asked for.
 
     Raises:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from torch import Tensor
 
 from vtprune.budget import Budget, check_keep, token_count, token_counts
+from vtprune.methods._tiles import Tiles
 
 Positions = Literal["auto", "original", "compact"]
 Scope = Literal["picture", "tile"]
@@ -192,6 +193,7 @@ class Pictures:
         text: (pictures, n, width), embeddings of the prompt's text after its first visual token, padded on the left;
             present if "text" was asked for.
         text_valid: bool, (pictures, n), False on padding.
+        tiles: Thumbnail and tiles of a tiled picture of which no token was removed before; else None.
     """
 
     grid: tuple[int, int, int] | None
@@ -204,6 +206,7 @@ class Pictures:
     signals: Mapping[EncoderSignal, Tensor] = dataclasses.field(default_factory=dict)
     text: Tensor | None = None
     text_valid: Tensor | None = None
+    tiles: Tiles | None = None
 
     @property
     def tokens(self) -> int:
@@ -262,7 +265,8 @@ class Stage:
         prunes: Encoder layers only: tokens may be dropped (`Keep`), not only merged.
         ragged: Encoder layers only: pictures may keep different numbers of tokens.
         mixes: Encoder output only: whether kept tokens may get new features (`Keep.mix`).
-        needs_grid: Whether the stage needs every token of the grid, unmerged and unpruned.
+        needs_grid: Whether the stage makes new features of whole grids; implies `needs_all`.
+        needs_all: Whether the stage needs every token of what it decides on, unmerged and unpruned.
         over_time: Whether a stage that needs the grid needs all frames of a video in it.
         scope: Encoder output only: whether it decides on all tokens of a picture or video together ("picture"), or on
             every tile and frame by itself ("tile").
@@ -281,6 +285,7 @@ class Stage:
     ragged: bool = False
     mixes: bool = False
     needs_grid: bool = False
+    needs_all: bool = False
     over_time: bool = False
     scope: Scope = "picture"
     budget: Budget | None = None

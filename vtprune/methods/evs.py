@@ -54,7 +54,8 @@ class EVS(Method):
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """One selection at the encoder's output, on projected features."""
-        return [Stage(Place.ENCODER_OUTPUT, self.decide, signals=frozenset({"projected"}), positions=self.positions)]
+        asked = frozenset({"projected"})
+        return [Stage(Place.ENCODER_OUTPUT, self.decide, signals=asked, positions=self.positions, needs_all=True)]
 
     def decide(self, pictures: Pictures) -> Keep | None:
         """Keep the first frame, and of the others what changed most."""

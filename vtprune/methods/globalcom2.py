@@ -21,7 +21,6 @@ from torch import Tensor
 
 from vtprune.budget import Budget
 from vtprune.methods._select import check_number, given, top_k_mask
-from vtprune.methods._tiles import tiles_of
 from vtprune.methods.base import EncoderSignal, Keep, Method, ModelInfo, Pictures, Place, Positions, Stage
 from vtprune.methods.registry import register
 
@@ -62,12 +61,13 @@ class GlobalCom2(Method):
         # The encoder's last block, also where the features come from the one before.
         logits = EncoderSignal("logits", model.attention_blocks[-1])
         decide = functools.partial(self.decide, asked=logits)
-        return [Stage(Place.ENCODER_OUTPUT, decide, signals=frozenset({logits}), positions=self.positions)]
+        asked = frozenset({logits})
+        return [Stage(Place.ENCODER_OUTPUT, decide, signals=asked, positions=self.positions, needs_all=True)]
 
     def decide(self, pictures: Pictures, asked: EncoderSignal) -> Keep:
         """Keep the thumbnail's highest logits, and of every tile the highest combined scores."""
         logits = given(pictures.signals.get(asked), self.name, str(asked)).detach().float()
-        count, tiles = pictures.count(self.keep), tiles_of(pictures, self.name)
+        count, tiles = pictures.count(self.keep), pictures.tiles
         if tiles is None or count >= pictures.tokens:
             return Keep(top_k_mask(logits, count))
         ratio = self.keep if isinstance(self.keep, float) else count / pictures.tokens

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from vtprune.budget import Budget
 from vtprune.methods._select import check_number, given, top_k_mask
-from vtprune.methods._tiles import cells_of
 from vtprune.methods.base import EncoderSignal, Keep, Method, ModelInfo, Pictures, Place, Positions, Stage
 from vtprune.methods.registry import register
 
@@ -58,6 +57,7 @@ class HiPrune(Method):
                 positions=self.positions,
                 scope="tile",
                 budget=self.keep,
+                needs_all=self.wrap,
             )
         ]
 
@@ -71,7 +71,7 @@ class HiPrune(Method):
                 raise ValueError(f"{self.name} with wrap=True needs whole grids; put it first, or use wrap=False.")
             buffers = flat_neighbours(anchors, pictures.grid[2])
         else:
-            cells = cells_of(pictures, self.name)
+            cells = given(pictures.cells, self.name, "cells")
             buffers = neighbours(anchors, cells.frame, cells.row, cells.column)
         return Keep(anchors_buffers_registers(anchors, buffers, scores[1], count))
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from vtprune.budget import Budget
 from vtprune.methods._select import check_choice, check_number, given, top_k_mask
-from vtprune.methods._tiles import tiles_of
 from vtprune.methods.base import EncoderSignal, Keep, Method, ModelInfo, Pictures, Place, Positions, Stage
 from vtprune.methods.registry import register
 
@@ -57,12 +56,12 @@ class HiRED(Method):
         early = None if model.patches is None else EncoderSignal("attention", model.attention_blocks[0])
         asked: set[str | EncoderSignal] = {"encoder_attention"} if early is None else {"encoder_attention", early}
         decide = functools.partial(self.decide, asked=early)
-        return [Stage(Place.ENCODER_OUTPUT, decide, signals=frozenset(asked), positions=self.positions)]
+        return [Stage(Place.ENCODER_OUTPUT, decide, signals=frozenset(asked), positions=self.positions, needs_all=True)]
 
     def decide(self, pictures: Pictures, asked: EncoderSignal | None) -> Keep:
         """Keep the most attended tokens of the thumbnail and of every tile."""
         late = given(pictures.attention, self.name, "encoder_attention")
-        total, tiles = pictures.count(self.keep), tiles_of(pictures, self.name)
+        total, tiles = pictures.count(self.keep), pictures.tiles
         if asked is None or tiles is None or total >= pictures.tokens:
             return Keep(top_k_mask(late, total))
         early = given(pictures.signals.get(asked), self.name, str(asked))[:, tiles.thumbnail]

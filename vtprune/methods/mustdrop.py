@@ -59,6 +59,7 @@ class MustDrop(Method):
                 self.decide,
                 positions=self.positions,
                 mixes=True,
+                needs_all=True,
                 scope="tile",
                 budget=self.keep if self.tau is None else None,
             )

@@ -62,7 +62,16 @@ class QuoTA(Method):
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """One replacement at the encoder's output."""
         signals = frozenset({"projected", "text"})
-        return [Stage(Place.ENCODER_OUTPUT, self.decide, signals=signals, positions=self.positions, mixes=True)]
+        return [
+            Stage(
+                Place.ENCODER_OUTPUT,
+                self.decide,
+                signals=signals,
+                positions=self.positions,
+                needs_all=True,
+                mixes=True,
+            )
+        ]
 
     def decide(self, pictures: Pictures) -> Keep | None:
         """Resample every frame to its share."""
