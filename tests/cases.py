@@ -10,6 +10,7 @@ SPECIAL = {
     "dymu": {"thresholds": 0.3},
     "exit": {"layer": 3},
     "fastv": {"layer": 2, "keep": 0.3},
+    "holitom": {"keep": 0.3, "tau": 0.0},  # random frames are not alike
     "mustdrop": {"keep": 0.3, "window": 2},  # frames of 2 x 2 tokens
     "pitome": {"keep": 0.5},
     "tinychart": {"keep": 0.5},
