@@ -296,6 +296,21 @@ class Integration(ABC):
         """Rotated keys (rows, kv_heads, n, head_dim) of a decoder layer for n normalised hidden states per row."""
         return _rotated(layer.self_attn, "k", hidden, cos, sin)
 
+    def decoder_projections(self, layer: nn.Module) -> tuple[tuple[nn.Module, ...], nn.Module]:
+        """What makes a decoder layer's queries, keys and values, and what takes its heads' outputs.
+
+        Raises:
+            ValueError: They are not modules of their own.
+        """
+        attention: Any = layer.self_attn
+        names = ("q_proj", "k_proj", "v_proj", "o_proj")
+        if not all(hasattr(attention, name) for name in names):
+            raise ValueError(
+                f"{self.family_name} has a decoder without {', '.join(names)}, which tokens that share a hidden state "
+                "need; let merged tokens leave instead."
+            )
+        return (attention.q_proj, attention.k_proj, attention.v_proj), attention.o_proj
+
     def decoder_width(self, layer: nn.Module) -> int:
         """Width of a decoder layer's attention, query heads * head_dim."""
         attention: Any = layer.self_attn

@@ -16,13 +16,14 @@ from tests.families import Family, Row
 
 @dataclasses.dataclass
 class Decisions:
-    """What a method decided for one row: slots that enter, slots left behind each cut, and position rules."""
+    """What a method decided for one row: slots that enter, slots left behind each cut, rules, and who shares."""
 
     entered: Tensor  # bool (slots,)
     cuts: dict[int, Tensor]  # layer -> bool (slots,)
     picture: Tensor  # (slots,), -1 on text
     compact_door: bool
     compact_cuts: bool = False
+    owner: Tensor | None = None  # (slots,), the slot whose hidden state each slot shares
 
     def extend(self, *more: Decisions | int) -> Decisions:
         """The decisions for a longer prompt: numbers stand for so many text tokens, all kept."""
@@ -37,8 +38,9 @@ class Decisions:
             }
             first = int(made.picture.max()) + 1
             picture = torch.cat((made.picture, torch.where(later.picture >= 0, later.picture + first, -1)))
+            owner = None if made.owner is None else torch.cat((made.owner, torch.arange(n) + len(made.owner)))
             made = dataclasses.replace(
-                made, entered=torch.cat((made.entered, later.entered)), cuts=cuts, picture=picture
+                made, entered=torch.cat((made.entered, later.entered)), cuts=cuts, picture=picture, owner=owner
             )
         return made
 
@@ -83,6 +85,7 @@ def decisions(model: Any, row: Row, number: int = 0) -> Decisions:
     visual = row.visual.nonzero().squeeze(1)
     entered, kept = torch.ones(len(row.ids), dtype=torch.bool), torch.ones(len(row.ids), dtype=torch.bool)
     picture = torch.full((len(row.ids),), -1)
+    owner = torch.arange(len(row.ids))
     offset = 0
     for i, shown in enumerate(p for p in report.pictures if p.row == number):
         slots = visual[offset : offset + shown.tokens]
@@ -90,13 +93,16 @@ def decisions(model: Any, row: Row, number: int = 0) -> Decisions:
         entered[slots[list(shown.entered)]] = True
         kept[slots[list(shown.kept)]] = True
         picture[slots] = i
+        if shown.owner is not None:
+            owner[slots] = slots[list(shown.owner)]
         offset += shown.tokens
     assert offset == len(visual)
     cuts = {p.layer: kept for p in report.places if p.place == "decoder layer" and p.tokens_after < p.tokens_before}
     if len(cuts) > 1:  # an exit in two steps: only the last one is the final set
         raise AssertionError(f"the reference reads one cut per row, got {sorted(cuts)}")
     compact_cuts = any(s.positions == "compact" for s in chain.decoder_stages)
-    return Decisions(entered, cuts, picture, chain.door_positions == "compact", compact_cuts)
+    sharing = owner if chain.shares else None
+    return Decisions(entered, cuts, picture, chain.door_positions == "compact", compact_cuts, sharing)
 
 
 def positions_of(model: Any, family: Family, row: Row) -> Tensor:
@@ -167,6 +173,8 @@ def bare_run(
     """
     language_model = model.model.language_model
     slots = torch.arange(fed.embeds.shape[1])
+    if decided is not None and decided.owner is not None:
+        return _shared_run(model, fed, positions, decided.owner), slots
     if decided is not None:
         if decided.compact_door:
             positions = close_gaps(positions, decided.picture, decided.entered)
@@ -199,6 +207,30 @@ def bare_run(
             hidden = hidden + fed.deep[i][:, slots]
     logits = model.lm_head(language_model.norm(hidden))
     return logits[:, ~hidden_from], slots[~hidden_from]
+
+
+def _shared_run(model: Any, fed: Fed, positions: Tensor, owner: Tensor) -> Tensor:
+    """Logits of all slots, where those with the same owner share one hidden state: group by group, in plain Python."""
+    language_model = model.model.language_model
+    groups: dict[int, list[int]] = {}
+    for slot, first in enumerate(owner.tolist()):
+        groups.setdefault(first, []).append(slot)
+    at = torch.tensor([list(groups).index(first) for first in owner.tolist()])
+    length = len(owner)
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+    if language_model.config._attn_implementation == "eager":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(fed.embeds.dtype).min)
+    at_slots = positions if len(positions) == 1 else positions[:, None]
+    rotary = language_model.rotary_emb(fed.embeds, position_ids=at_slots)
+    states = fed.embeds[:, list(groups)]
+    for i, layer in enumerate(language_model.layers):
+        normed = layer.input_layernorm(states)[:, at]
+        seen = layer.self_attn(hidden_states=normed, attention_mask=mask, position_embeddings=rotary)[0]
+        states = states + torch.stack([seen[:, slots].mean(1) for slots in groups.values()], dim=1)
+        states = states + layer.mlp(layer.post_attention_layernorm(states))
+        if i < len(fed.deep):
+            states = states + fed.deep[i][:, list(groups)]
+    return model.lm_head(language_model.norm(states[:, at]))
 
 
 def run(

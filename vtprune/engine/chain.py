@@ -118,6 +118,15 @@ class Chain:
                 f"{even[0].method} needs equally many tokens of every tile, so it cannot act beside "
                 f"{ragged[0].method}, which keeps different numbers; use one of the two."
             )
+        sharing = [s for s in self.stages if s.stage.shares]
+        self.shares = bool(sharing)
+        """Whether merged tokens stay on their slots and share a hidden state."""
+        if sharing and len(methods) > 1:
+            raise ValueError(
+                f"{sharing[0].method} lets merged tokens share a hidden state in all decoder layers, so that no other "
+                f"method can act beside it, got {self.label}; let merged tokens leave instead (unmerge=False), or use "
+                f"{sharing[0].method} alone."
+            )
         encoder_stages = self.encoder_layer_stages + self.encoder_output_stages
         for earlier, later in itertools.pairwise(encoder_stages):
             if later.stage.needs_grid or later.stage.needs_all:
@@ -151,6 +160,8 @@ class Chain:
             )
         if stage.stage.place is Place.DECODER_LAYER and stage.signals and 0 in stage.layers:
             raise ValueError(f"{stage.method} needs attention from the layer before, so it cannot act at layer 0.")
+        if stage.stage.shares and (stage.stage.place is Place.DECODER_LAYER or stage.stage.prunes):
+            raise ValueError(f"{stage.method}: only tokens that merge before the language model can share a state.")
         if stage.stage.prunes and integration.joins_patches:
             raise ValueError(
                 f"{stage.method} cannot work on {integration.family_name}: it drops single patches in the encoder, of "

@@ -18,11 +18,12 @@ from vtprune.compat import Cache, DynamicCache, build_mask
 from vtprune.engine.cache import PhysicalCache, Rows, VisualCacheLayer, adopt, is_visual
 from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.deepstack import DeepStackRows
-from vtprune.engine.door import decide, staying
+from vtprune.engine.door import decide, owners, staying
 from vtprune.engine.encoder import EncoderRun, Event
 from vtprune.engine.layout import VisualLayout
 from vtprune.engine.positions import dense_positions
 from vtprune.engine.selection import Selected, living
+from vtprune.engine.sharing import Sharing
 from vtprune.engine.signals import Asked, Captured
 from vtprune.engine.slots import Slots
 from vtprune.engine.visual import Visual, visual_slots
@@ -38,6 +39,7 @@ class DecoderStep:
         slots: The slots that are left.
         candidates: Per row, number of visual slots that are left and no newlines.
         positions: (axes, rows, slots now), position ids.
+        sharing: Which slots share a hidden state; None if none do.
         lengths: Per decoder layer, slots per row that are no padding, and cached slots before them.
     """
 
@@ -47,6 +49,7 @@ class DecoderStep:
         self.layout = layout
         self.selected: list[Selected] = []
         self.deepstack: DeepStackRows | None = None
+        self.sharing: Sharing | None = None
         self.events: list[Event] = []
         self.memory: dict[str, Any] = {}
         self.captured: dict[str, Asked | Captured] = {}
@@ -98,7 +101,12 @@ class DecoderStep:
             visual: Tensor | None = arguments.get("visual_pos_masks")
             self.deepstack = None if visual is None else DeepStackRows(visual)
             self.selected, self.events = decide(self.chain, self.layout, arguments, self.slots.valid)
-            keep = staying(self.layout, self.selected)
+            if self.chain.shares:
+                self.sharing = Sharing.of(owners(self.layout, self.selected), self.slots)
+                if self.sharing is not None and self.deepstack is not None:
+                    self.deepstack.compact(self.sharing.slot)
+            else:
+                keep = staying(self.layout, self.selected)
         for rows in dict.fromkeys(self.rows):
             rows.extend(self.batch, self.past_length[rows.leader], self.original_length, self.slots.valid, self.device)
         if keep is not None:
@@ -294,7 +302,8 @@ class DecoderStep:
         rows = self.rows[layer]
         if id(rows) not in self.masks:
             config = self.integration.language_model.config
-            self.masks[id(rows)] = build_mask(config, hidden, rows.valid, self.past_length[layer])
+            queries = hidden.new_empty(self.batch, self.slots.width, 1)
+            self.masks[id(rows)] = build_mask(config, queries, rows.valid, self.past_length[layer])
         mask = self.masks[id(rows)]
         return mask.to(hidden.device) if isinstance(mask, Tensor) else mask
 

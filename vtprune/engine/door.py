@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,8 @@ def decide(
     if any("text" in stage.signals for stage in chain.door_stages):
         text = Text(embeds, *query_rows("text_queries", layout.picture, valid))
     selected, events = select(chain.door_stages, layout, levels, text)
+    if chain.shares:
+        selected = [dataclasses.replace(one, kept=torch.ones_like(one.kept)) for one in selected]
     if any(one.levels is not None for one in selected):
         for i, level in enumerate(levels):
             levels[i] = _with_new_features(level, i, layout, selected)
@@ -62,6 +65,18 @@ def _with_new_features(flat: Tensor, level: int, layout: VisualLayout, selected:
         places = layout.places_of(shown, features.shape[1]).flatten().to(flat.device)
         flat = flat.index_put((places,), features[which].flatten(0, 1))
     return flat
+
+
+def owners(layout: VisualLayout, selected: Sequence[Selected]) -> Tensor:
+    """(rows, slots): for every slot the one that stands for it, itself if none does."""
+    rows, slots = layout.visual.shape
+    owner = torch.arange(slots, device=layout.device).repeat(rows)
+    for one in selected:
+        if one.owner is not None:
+            shown, which = _shown(layout, one)
+            places = layout.places_of(shown, one.owner.shape[1])
+            owner[places] = places.gather(1, one.owner[which].to(layout.device)) % slots
+    return owner.view(rows, slots)
 
 
 def staying(layout: VisualLayout, selected: Sequence[Selected]) -> Tensor | None:

@@ -25,6 +25,7 @@ from vtprune.engine.graphs import OutsideGraphs
 from vtprune.engine.layout import VisualLayout, lay_out
 from vtprune.engine.logits import keep_logits, surviving_labels
 from vtprune.engine.reporting import Prefill
+from vtprune.engine.sharing import Sharing, SharingHooks
 from vtprune.integrations.base import EncoderCall, Integration, Kind
 
 RUN = "vtprune_run"  # attribute of encoder outputs that carries the encoder run to the language model
@@ -86,10 +87,12 @@ class Engine:
             signals = sorted({stage.queries for stage in self.layer_stages.get(i + 1, ()) if stage.queries})
             if signals:
                 self._before(layer.get_submodule("self_attn"), self._capture_rows(i, signals))
+        if self.chain.shares:
+            SharingHooks(integration, self._sharing).attach(self._before, self._after)
         blocks = BlockHooks(integration, self.chain, lambda: self.local.encoding)
         for i, block in enumerate([*integration.encoder_blocks, *integration.unused_encoder_blocks]):
             blocks.attach(i, block, self._before, self._after)
-        if self.layer_stages and DeepStackRows.used_by(integration.language_model):
+        if (self.layer_stages or self.chain.shares) and DeepStackRows.used_by(integration.language_model):
             self._replace_method(integration.language_model, DeepStackRows.METHOD, self._deepstack)
         self.loss = integration.model.__dict__.get("_loss_function")
         integration.model.loss_function = OutsideGraphs(self._loss(integration.model.loss_function))
@@ -224,7 +227,7 @@ class Engine:
             return None
         layout = None
         if local.runs and local.prompt is not None:
-            if self.layer_stages:
+            if self.layer_stages or self.chain.shares:
                 self._refuse_checkpointing(module)
             layout = self._lay_out(local.prompt, local.on_host, local.runs)
         step = DecoderStep(self.integration, self.chain, layout)
@@ -270,6 +273,9 @@ class Engine:
 
         return hook
 
+    def _sharing(self) -> Sharing | None:
+        return None if self.local.step is None else self.local.step.sharing
+
     def _capture_rows(self, index: int, signals: list[str]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if (step := self.local.step) is not None:
@@ -283,7 +289,8 @@ class Engine:
         def process(hidden: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Any:
             step = self.local.step
             if step is not None and step.deepstack is not None and step.picture is not None:
-                visual_pos_masks = step.picture >= 0
+                picture = step.picture if step.sharing is None else step.sharing.take(step.picture)
+                visual_pos_masks = picture >= 0
                 visual_embeds = step.deepstack.select(visual_pos_masks, visual_embeds)
             return original(hidden, visual_pos_masks, visual_embeds)
 
@@ -301,6 +308,6 @@ class Engine:
     def _refuse_checkpointing(self, module: Any) -> None:
         if module.training and any(getattr(m, "gradient_checkpointing", False) for m in module.modules()):
             raise ValueError(
-                f"{self.chain.label} removes tokens between layers, which gradient checkpointing would run twice; "
-                "call model.gradient_checkpointing_disable(), or use a method at the encoder's output."
+                f"{self.chain.label} changes how many tokens run between layers, which gradient checkpointing would do "
+                "twice; call model.gradient_checkpointing_disable(), or use a method at the encoder's output."
             )

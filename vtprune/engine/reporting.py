@@ -36,6 +36,7 @@ class Prefill:
         self.slots = step.slots
         self.batch = step.batch
         self.lengths = step.lengths
+        self.states = None if step.sharing is None else step.sharing.counts
         self.original_lengths = step.original_lengths
         self.kv_bytes = _kv_bytes(step)
         self._report: Report | None = None
@@ -100,8 +101,8 @@ class Prefill:
             length, past = self.lengths[i]
             for n in self.original_lengths:
                 before += n * linear + attention_flops(n, past + n, width)
-            for n in length:
-                after += n * linear + attention_flops(n, past + n, width)
+            for n, states in zip(length, self.states or length, strict=True):
+                after += states * linear + attention_flops(n, past + n, width)
         return before, after
 
     def _encoder_flops(self, run: EncoderRun) -> tuple[int, int]:
@@ -124,6 +125,13 @@ class Prefill:
         acted = {event.stage.method for event in self.events}
         idle = [name for name in dict.fromkeys(self.chain.names) if name not in acted]
         notes = [f"{name} removed nothing." for name in idle]
+        if self.states is not None:
+            merged = sum(self.original_lengths) - sum(self.states)
+            visual = int(self.layout.visual.sum())
+            notes.append(
+                f"the {visual} visual tokens share {visual - merged} hidden states in the language model: its norms, "
+                "projections and MLPs run on these, its attention and its cache hold all tokens."
+            )
         if any(run.joins_patches and run.merged_any for run in self.runs):
             notes.append(
                 "several patches make a token in this family: merged patches save work in the encoder, and only tokens "

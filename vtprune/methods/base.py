@@ -268,6 +268,9 @@ class Stage:
         needs_grid: Whether the stage makes new features of whole grids; implies `needs_all`.
         needs_all: Whether the stage needs every token of what it decides on, unmerged and unpruned.
         over_time: Whether a stage that needs the grid needs all frames of a video in it.
+        shares: Before the language model only: merged tokens do not leave, but stay on their slots and share the hidden
+            state of the one that stands for them (of a `Group`, or named by `Keep.owner`). Other methods cannot act
+            beside it.
         scope: Encoder output only: whether it decides on all tokens of a picture or video together ("picture"), or on
             every tile and frame by itself ("tile").
         budget: With scope "tile", the budget that `decide` asks for by `Pictures.count`: a number of tokens per
@@ -287,6 +290,7 @@ class Stage:
     needs_grid: bool = False
     needs_all: bool = False
     over_time: bool = False
+    shares: bool = False
     scope: Scope = "picture"
     budget: Budget | None = None
 
