@@ -256,6 +256,13 @@ class Integration(ABC):
         """
         raise TypeError(f"{self.family_name} cannot merge tokens before the projector.")
 
+    @abstractmethod
+    def pixels_on_slots(self, call: EncoderCall) -> list[Tensor]:
+        """What the encoder is given of each slot's cell, (slots, values) of every unit; 0 on newlines.
+
+        Tokens that the model mixes from several patches get the same mixture of their pixels.
+        """
+
     # The prompt.
 
     def placeholders(self, kind: Kind, arguments: Mapping[str, Any]) -> Tensor:

@@ -52,6 +52,15 @@ class LlavaNextIntegration(TileIntegration):
             return videos * frames
         return sum(self._tiles_per_picture(call))
 
+    def tile_pixels(self, call: EncoderCall) -> Tensor:
+        if call.kind == "video":
+            return call.arguments["pixel_values_videos"].flatten(0, 1)
+        pixels = call.arguments["pixel_values"]
+        if pixels.ndim == 4:
+            return pixels
+        # Pictures are padded to the one with the most tiles.
+        return torch.cat([x[:count] for x, count in zip(pixels, self._tiles_per_picture(call), strict=True)])
+
     def _tiles_per_picture(self, call: EncoderCall) -> list[int]:
         config = self.model.config
         return [

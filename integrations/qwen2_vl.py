@@ -115,6 +115,12 @@ class Qwen2VLIntegration(Integration):
         tokens = tokens[self.raster_order(grids).to(tokens.device)]
         return list(tokens.split((grids.prod(-1) // self.merge**2).tolist()))
 
+    def pixels_on_slots(self, call: EncoderCall) -> list[Tensor]:
+        name = "pixel_values" if call.kind == "image" else "pixel_values_videos"
+        # The patches of a token lie in a row, with all frames that a patch holds; windows are made later.
+        tokens = call.arguments[name].unflatten(0, (-1, self.merge**2)).flatten(1)
+        return list(tokens.split((self.grids(call).prod(-1) // self.merge**2).tolist()))
+
     def raster_order(self, grids: Tensor) -> Tensor:
         """(tokens,): where each token, in raster order, stands in the encoder's sequence."""
         return torch.arange(int(grids.prod(-1).sum()) // self.merge**2)

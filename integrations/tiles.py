@@ -143,6 +143,15 @@ class TileIntegration(Integration):
     def features_on_slots(self, call: EncoderCall, features: Tensor) -> list[Tensor]:
         return self.assemble(call, features)
 
+    def pixels_on_slots(self, call: EncoderCall) -> list[Tensor]:
+        tiles = self.tile_pixels(call)
+        patch = self.model.config.vision_config.patch_size
+        cell = (patch if isinstance(patch, int) else patch[0]) * self.patches_per_token(call)
+        # Cut off what is left over at the right and at the bottom, as the patch embedding does.
+        height, width = (side // cell * cell for side in tiles.shape[2:])
+        cells = tiles[:, :, :height, :width].unflatten(3, (-1, cell)).unflatten(2, (-1, cell))
+        return self.assemble(call, cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
+
     def owners_on_slots(self, call: EncoderCall, owner: Tensor) -> list[Tensor]:
         if owner.shape[1] == self.side**2 and self.patches_per_token(call) > 1:
             # Tokens show the same where all of their patches do.
@@ -169,6 +178,10 @@ class TileIntegration(Integration):
     @abstractmethod
     def tiles(self, call: EncoderCall) -> int:
         """How many tiles a call encodes."""
+
+    def tile_pixels(self, call: EncoderCall) -> Tensor:
+        """The tiles that a call encodes, (tiles, channels, height, width)."""
+        return call.arguments["pixel_values"]
 
     @abstractmethod
     def assemble(self, call: EncoderCall, values: Tensor) -> list[Tensor]:

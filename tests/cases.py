@@ -13,6 +13,7 @@ SPECIAL = {
     "holitom": {"keep": 0.3, "tau": 0.0},  # random frames are not alike
     "mustdrop": {"keep": 0.3, "window": 2},  # frames of 2 x 2 tokens
     "pitome": {"keep": 0.5},
+    "showui": {"keep": 0.3, "threshold": 70.0},  # random pixels are nowhere equal
     "tinychart": {"keep": 0.5},
     "tome": {"keep": 0.5},
     "turbo": {"keep": 0.5},

@@ -40,6 +40,7 @@ def pictures(
     projected = torch.randn(count, tokens, channels + 4, generator=g)
     attention = torch.rand(count, tokens, generator=g)
     text = torch.randn(count, 5, channels + 4, generator=g)
+    pixel_steps = 0.03 * torch.rand(count, tokens, 2, generator=torch.Generator().manual_seed(seed + 1))
     asked = sorted((s for s in signals if isinstance(s, EncoderSignal)), key=lambda s: (s.block, s.name))
     return Pictures(
         grid,
@@ -55,6 +56,7 @@ def pictures(
         },
         text=text,
         text_valid=(torch.arange(5) >= torch.arange(count)[:, None] % 4),
+        pixel_steps=pixel_steps,
     )
 
 
@@ -64,7 +66,8 @@ def row(batch: Pictures, i: int) -> Pictures:
     def one(x: Tensor | None) -> Tensor | None:
         return None if x is None else x[i : i + 1]
 
-    parts = {name: one(getattr(batch, name)) for name in ("encoded", "projected", "attention", "text", "text_valid")}
+    names = ("encoded", "projected", "attention", "text", "text_valid", "pixel_steps")
+    parts = {name: one(getattr(batch, name)) for name in names}
     cells = None if batch.cells is None else Cells(*(x[i : i + 1] for x in batch.cells))
     signals = {signal: x[i : i + 1] for signal, x in batch.signals.items()}
     return dataclasses.replace(batch, cells=cells, signals=signals, **parts)

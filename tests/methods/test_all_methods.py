@@ -18,7 +18,7 @@ METHODS = method_names()
 WITH_KEEP = [n for n in METHODS if any(f.name == "keep" for f in dataclasses.fields(get_method(n)))]  # type: ignore[arg-type]
 SIGNALS = {
     Place.ENCODER_LAYER: {"values"},
-    Place.ENCODER_OUTPUT: {"encoder_attention", "projected", "text"},
+    Place.ENCODER_OUTPUT: {"encoder_attention", "pixel_steps", "projected", "text"},
     Place.DECODER_LAYER: {"last_query", "text_queries"},
 }
 

@@ -48,7 +48,7 @@ class ChainStage:
 
 SIGNALS = {
     Place.ENCODER_LAYER: frozenset({"values"}),
-    Place.ENCODER_OUTPUT: frozenset({"encoder_attention", "projected", "text"}),
+    Place.ENCODER_OUTPUT: frozenset({"encoder_attention", "pixel_steps", "projected", "text"}),
     Place.DECODER_LAYER: frozenset({"last_query", "text_queries"}),
 }
 
@@ -106,9 +106,11 @@ class Chain:
         self.door_stages = [s for s in self.encoder_output_stages if s not in before]
         """Those that act where features enter the language model."""
         scored = EncoderSignal("attention", integration.scored_block)
-        asked = [x for s in self.encoder_output_stages for x in s.signals if x not in ("projected", "text")]
-        self.encoder_signals = frozenset(x if isinstance(x, EncoderSignal) else scored for x in asked)
+        asked = [x for s in self.encoder_output_stages for x in s.signals]
+        of_blocks = [scored if x == "encoder_attention" else x for x in asked]
+        self.encoder_signals = frozenset(x for x in of_blocks if isinstance(x, EncoderSignal))
         """What is asked of vision blocks."""
+        self.compares_pixels = "pixel_steps" in asked
         self.weighs_keys = any(s.stage.proportional for s in self.encoder_layer_stages)
         self.biases_keys = self.weighs_keys or any(s.stage.ragged for s in self.encoder_layer_stages)
         ragged = [s for s in self.encoder_layer_stages if s.stage.ragged]
@@ -172,6 +174,7 @@ class Chain:
                 f"{stage.method} cannot work on {integration.family_name} over the frames of a video: it needs a video "
                 "in one piece, but this family encodes pictures or single frames; leave the frames as they are."
             )
-        reason = integration.refusal(stage.method, stage.stage.place.value, stage.stage.needs_grid)
+        needs_grid = stage.stage.needs_grid or "pixel_steps" in stage.signals
+        reason = integration.refusal(stage.method, stage.stage.place.value, needs_grid)
         if reason is not None:
             raise ValueError(f"{stage.method} cannot work on {integration.family_name}: {reason}.")

@@ -13,6 +13,7 @@ from torch import Tensor
 from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.merging import DROPPED, Running
 from vtprune.engine.patches import Seen, patch_values
+from vtprune.engine.pixels import pixel_steps
 from vtprune.integrations.base import EncoderBlock, EncoderCall, Integration, PictureLayout
 from vtprune.kernels import gather_rows
 from vtprune.methods.base import EncoderSignal, EncoderTokens, Group, Keep, Pictures, Replace
@@ -46,6 +47,7 @@ class EncoderRun:
         units: What was encoded, see `Integration`.
         encoded: Per unit, features before the projector (slots, channels); None if nobody asks for them.
         signals: What was asked of vision blocks, per unit (slots,) or (slots, channels).
+        pixel_steps: What neighbouring pixels differ by, per unit (slots, 2); None if nobody asks for it.
         groups: Per unit, the group of every slot (slots,), -1 on newlines; None where nothing was merged.
         layer_tokens: Per block, tokens per tile in its attention and in its MLP.
         projected_tokens: How many tokens ran through the projector.
@@ -64,6 +66,7 @@ class EncoderRun:
         self.units: list[PictureLayout] = []
         self.encoded: list[Tensor] | None = None
         self.signals: dict[EncoderSignal, list[Tensor]] = {}
+        self.pixel_steps: list[Tensor] | None = None
         self.groups: list[Tensor] | None = None
         # While the tower runs. Tiles are the rows of its batch.
         self.tokens = Running()
@@ -224,6 +227,8 @@ class EncoderRun:
             for signal, seen in self.seen.items():
                 on_slots = integration.scores_on_slots(call, seen.per_patch(signal.name, self.tokens.owner))
                 self.signals[signal] = on_slots if signal.name == "keys" else [x.squeeze(1) for x in on_slots]
+            if self.chain.compares_pixels:
+                self.pixel_steps = pixel_steps(integration, call, self.units)
         if self.features is not None and self.chain.door_stages:
             features = self.features
             if self.group_owner is not None:
@@ -245,7 +250,7 @@ class EncoderRun:
     def without_features(self) -> EncoderRun:
         """A copy for a report, which needs no features."""
         twin = copy.copy(self)
-        twin.encoded = twin.groups = None
+        twin.encoded = twin.groups = twin.pixel_steps = None
         twin.signals = {}
         return twin
 

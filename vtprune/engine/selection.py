@@ -112,6 +112,7 @@ class _Batch:
             self._one_slot_per_group(torch.stack(groups).to(self.device))
         self.scored = EncoderSignal("attention", pictures[0].run.integration.scored_block)
         self.encoded = self._signal([p.run.encoded for p in pictures])
+        self.pixel_steps = self._signal([p.run.pixel_steps for p in pictures])
         asked = {signal for p in pictures for signal in p.run.signals}
         self.signals = {signal: self._signal([p.run.signals.get(signal) for p in pictures]) for signal in asked}
 
@@ -207,6 +208,7 @@ class _Batch:
             None if self.text is None else self.text[number[:, 0]],
             None if self.text_valid is None else self.text_valid[number[:, 0]],
             tiles,
+            pick(self.pixel_steps),
         )
         decision = stage.decide(pictures)
         if isinstance(decision, Keep):

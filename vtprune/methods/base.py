@@ -194,6 +194,8 @@ class Pictures:
             present if "text" was asked for.
         text_valid: bool, (pictures, n), False on padding.
         tiles: Thumbnail and tiles of a tiled picture of which no token was removed before; else None.
+        pixel_steps: (pictures, tokens, 2), RMS difference of the normalised pixels of a token and of the next one, on
+            the right and below; infinite at the edges of maps and frames. Present if "pixel_steps" was asked for.
     """
 
     grid: tuple[int, int, int] | None
@@ -207,6 +209,7 @@ class Pictures:
     text: Tensor | None = None
     text_valid: Tensor | None = None
     tiles: Tiles | None = None
+    pixel_steps: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -255,9 +258,9 @@ class Stage:
         place: Where it acts.
         decide: Pure function from `EncoderTokens`, `Pictures` or `VisualTokens` to a decision; None changes nothing.
         layers: The encoder or decoder layers at which it acts. A decoder stage acts on the input of the layer.
-        signals: Of "values" (encoder layer); "encoder_attention", "projected", "text" and any `EncoderSignal` (encoder
-            output); "last_query" or "text_queries" (decoder layer: attention of the last prompt token, or of all text
-            tokens after the first visual one).
+        signals: Of "values" (encoder layer); "encoder_attention", "pixel_steps", "projected", "text" and any
+            `EncoderSignal` (encoder output); "last_query" or "text_queries" (decoder layer: attention of the last
+            prompt token, or of all text tokens after the first visual one).
         positions: Position ids after a removal: "original", "compact" (dense), or "auto": dense ones on LLaVA-1.5 and
             LLaVA-NeXT, as in the authors' code, and original ones on all other families, as in ports to Qwen-VL.
         proportional: Encoder layers only: weigh each key by its size (adds log(size) to its attention logits).
