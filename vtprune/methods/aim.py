@@ -1,5 +1,8 @@
 """Merges similar visual tokens of every picture, tile and frame before the language model, in rounds of pairs.
 
+In every round, tokens at even places join the most similar of those at odd places, the best pairs first; a round leaves
+half of the tokens at least, and the last one meets the budget.
+
 Paper: "AIM: Adaptive Inference of Multi-Modal LLMs via Token Merging and Pruning", ICCV 2025, arXiv 2412.03248.
 Authors' code: github.com/LaVi-Lab/AIM.
 Differs from the paper in: only the merging, not yet the pruning inside the language model; pictures are merged behind
@@ -37,6 +40,7 @@ class AIM(Method):
     kind = "merging"
     places = (Place.ENCODER_OUTPUT,)
     paper = "AIM, ICCV 2025, arXiv 2412.03248"
+    cost = "N^2 C / 3 for the similarities of all rounds"
 
     keep: Budget = 0.25  # ratio in (0, 1] or tokens per picture
     metric: Literal["features", "keys"] = "features"  # similarity of projected features, or of the encoder's last keys

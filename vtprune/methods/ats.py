@@ -41,6 +41,7 @@ class ATS(Method):
     kind = "pruning"
     places = (Place.ENCODER_LAYER,)
     paper = "ATS, ECCV 2022, arXiv 2111.15667"
+    cost = "n D per block it acts in, with [CLS]; n^2 D without"
     adaptive = True
 
     keep: Budget = 0.25  # ratio in (0, 1] or patches per picture, an upper bound; without effect with `samples`

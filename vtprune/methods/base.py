@@ -302,14 +302,16 @@ class Method:
     """Base of all methods. A subclass is a frozen dataclass of parameters, registered with `@register(name)`.
 
     Class attributes describe it: `kind` (pruning, merging, frequency, exit, baseline), `paper` (title, arXiv id),
-    `needs_text`, `needs_training`, and `positions`, the default position rule; `needs_video` if it leaves pictures as
-    they are, `adaptive` if the number of tokens follows from what they show and meets `keep` only roughly.
+    `cost` (leading terms of its operations on one picture, in the letters of docs/methods.md), `needs_text`,
+    `needs_training`, and `positions`, the default position rule; `needs_video` if it leaves pictures as they are,
+    `adaptive` if the number of tokens follows from what they show and meets `keep` only roughly.
     """
 
     name: ClassVar[str]
     kind: ClassVar[str]
     places: ClassVar[tuple[Place, ...]]
     paper: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
     needs_text: ClassVar[bool] = False
     needs_training: ClassVar[bool] = False
     needs_video: ClassVar[bool] = False

@@ -1,5 +1,8 @@
 """Keeps tokens that are diverse and relevant to the question: greedy choice by a conditional determinantal process.
 
+Each step picks the token that adds most to the volume that the picked features span, after every feature was stretched
+by how much it has to do with the question.
+
 Paper: "Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs", NeurIPS 2025,
 arXiv 2506.10967. Authors' code: github.com/Theia-4869/CDPruner.
 Differs from the paper in: relevance is the similarity of projected tokens to the embeddings of the prompt's text behind
@@ -33,6 +36,7 @@ class CDPruner(Method):
     kind = "pruning"
     places = (Place.ENCODER_OUTPUT,)
     paper = "CDPruner, NeurIPS 2025, arXiv 2506.10967"
+    cost = "N K (C + K / 2) for the greedy choice, N C for relevance"
     needs_text = True
 
     keep: Budget = 0.111  # ratio in (0, 1] or tokens per picture; the paper has 128, 64 and 32 of 576

@@ -1,5 +1,8 @@
 """Drops the patches that matter least in every block of the vision encoder, and merges the next ones into the others.
 
+What class attention ranks lowest leaves; what it ranks next joins the most similar of those that stay, as many in each
+block as a table of rates says.
+
 Paper: "DiffRate: Differentiable Compression Rate for Efficient Vision Transformers", ICCV 2023, arXiv 2305.17997.
 Authors' code: github.com/OpenGVLab/DiffRate.
 Differs from the paper in: rates are given, not learned; `keep` takes the shape of the authors' table for MAE-L
@@ -44,6 +47,7 @@ class DiffRate(Method):
     kind = "pruning"
     places = (Place.ENCODER_LAYER,)
     paper = "DiffRate, ICCV 2023, arXiv 2305.17997"
+    cost = "n D + s m D per block, s merged into m that stay; n^2 D more without [CLS]"
 
     keep: Budget = 0.25  # ratio in (0, 1] or patches per picture after the last block; without effect with `merged`
     pruned: tuple[Budget, ...] | None = None  # patches left behind pruning, one for each block; needs `merged`

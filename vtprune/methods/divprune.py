@@ -1,5 +1,7 @@
 """Keeps a diverse set: each picked token is the one farthest (cosine) from all tokens picked before.
 
+So nothing is kept twice, and rare things stay; neither the question nor any attention is looked at.
+
 Paper: "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", CVPR 2025, arXiv 2503.02175.
 Authors' code: github.com/vbdi/divprune.
 Differs from the paper in: distances are float32 (there: half precision, which changes most picks in bfloat16); a picked
@@ -30,6 +32,7 @@ class DivPrune(Method):
     kind = "pruning"
     places = (Place.ENCODER_OUTPUT,)
     paper = "DivPrune, CVPR 2025, arXiv 2503.02175"
+    cost = "N^2 C for the first pick, N K C for the others"
 
     keep: Budget = 0.098  # ratio in (0, 1] or tokens per picture; 0.098 of 576 is the paper's 56
     positions: Positions = "auto"  # "auto": "compact" on LLaVA as in the authors' code, "original" on other families

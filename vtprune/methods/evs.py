@@ -1,5 +1,7 @@
 """Keeps the tokens of a video that differ from the token at the same place one frame earlier; the first frame stays.
 
+What stands still is told once, however long the video; the tokens that changed most are kept, of all frames together.
+
 Paper: "Efficient Video Sampling: Pruning Temporally Redundant Tokens for Faster VLM Inference", arXiv 2510.14624.
 Authors' code: in vLLM (github.com/vllm-project/vllm, multimodal/evs.py).
 Differs from the paper in: similarities are float32 (there: the model's type, in which static places tie); where a
@@ -37,6 +39,7 @@ class EVS(Method):
     kind = "pruning"
     places = (Place.ENCODER_OUTPUT,)
     paper = "EVS, arXiv 2510.14624"
+    cost = "N C"
     needs_video = True
     adaptive = True
 

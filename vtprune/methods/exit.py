@@ -1,5 +1,7 @@
 """All visual tokens leave at a fixed decoder layer.
 
+What the text has not read from the picture by then is lost.
+
 Not from one paper: the fixed-layer form of visual exits such as ToDRE's second stage (arXiv 2505.18757). The layers
 before keep their visual keys and values for decoding.
 """
@@ -22,6 +24,7 @@ class Exit(Method):
 
     kind = "exit"
     places = (Place.DECODER_LAYER,)
+    cost = "none"
 
     layer: int | None = None  # first decoder layer without visual tokens, >= 1; None: half of the layers see them
     positions: Positions = "original"  # position ids after the removal: "original" or "compact"

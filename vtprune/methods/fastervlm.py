@@ -1,5 +1,7 @@
 """Keeps the visual tokens that the vision encoder's class token attends to most.
 
+The ranking is that of the last block whose output is used, and the question plays no part in it.
+
 Paper: "[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster",
 arXiv 2412.01818. Authors' code: github.com/Theia-4869/FasterVLM.
 Differs from the paper in: scores are float32 (there: half precision, where many of them collide); encoders without a
@@ -29,6 +31,7 @@ class FasterVLM(Method):
     kind = "pruning"
     places = (Place.ENCODER_OUTPUT,)
     paper = "FasterVLM, arXiv 2412.01818"
+    cost = "N D with [CLS]; N^2 D without"
 
     keep: Budget = 0.25  # ratio in (0, 1] or tokens per picture; the paper has 432, 288, 144, 58 and 29 of 576
     positions: Positions = "auto"  # "auto": "compact" on LLaVA as in the authors' code, "original" on other families

@@ -1,5 +1,7 @@
 """Keeps the visual tokens that the last prompt token attended to most in the decoder layer before the cut.
 
+All layers up to the cut see the whole picture; what the question asks for decides what the others see.
+
 Paper: "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large Vision-Language
 Models", ECCV 2024, arXiv 2403.06764. Authors' code: github.com/pkunlp-icler/FastV (no licence at its root).
 Differs from the paper in: the choice is made once, at prefill (the first code made it again for every generated token);
@@ -28,6 +30,7 @@ class FastV(Method):
     kind = "pruning"
     places = (Place.DECODER_LAYER,)
     paper = "FastV, ECCV 2024, arXiv 2403.06764"
+    cost = "N C for the attention of one query in one decoder layer"
 
     layer: int = 2  # first decoder layer with the reduced set, >= 1; scores come from the layer before
     keep: Budget = 0.5  # ratio in (0, 1] or tokens per picture; the paper's R is 1 - keep

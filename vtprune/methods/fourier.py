@@ -1,5 +1,8 @@
 """Shrinks each picture's feature map by a low-pass filter in the frequency domain (discrete cosine transform).
 
+Rows and columns of the map are transformed, high frequencies are cut off, and what is left is transformed back to a
+smaller grid, every token of which is new.
+
 Paper: "Fourier-VLM: Compressing Vision Tokens in the Frequency Domain for Large Vision-Language Models",
 arXiv 2508.06038. Authors' code: github.com/whyisverysmart/Fourier-Compressor.
 Differs from the paper in: the default gain is 1, so that the mean of the features stays (the released code multiplies
@@ -35,6 +38,7 @@ class Fourier(Method):
     kind = "frequency"
     places = (Place.ENCODER_OUTPUT,)
     paper = "Fourier-VLM, arXiv 2508.06038"
+    cost = "N C sqrt(K) + K C sqrt(N), two matrix products"
 
     keep: Budget = 0.25  # ratio in (0, 1] or tokens per picture; without effect once `side` or `ratio` is given
     side: int | tuple[int, int] | None = None  # rows and columns of the small grid, at most those of the picture

@@ -1,5 +1,8 @@
 """Lets the thumbnail say how many tokens each tile of a picture keeps, and have a say in which.
 
+Tiles whose part of the thumbnail has high logits of the class token get larger shares; in every tile, the thumbnail's
+logits are added to its own.
+
 Paper: "Global Compression Commander: Plug-and-Play Inference Acceleration for High-Resolution Large Vision-Language
 Models" (GlobalCom2), AAAI 2026, arXiv 2501.05179. Authors' code: github.com/xuyang-liu16/GlobalCom2.
 Differs from the paper in: kept tokens stay in the order of the picture (there: the thumbnail's by score, and in padded
@@ -36,6 +39,7 @@ class GlobalCom2(Method):
     kind = "pruning"
     places = (Place.ENCODER_OUTPUT,)
     paper = "GlobalCom2, AAAI 2026, arXiv 2501.05179"
+    cost = "N D"
     adaptive = True
 
     keep: Budget = 0.25  # ratio in (0, 1] or tokens per picture, all tiles together; the paper has .75, .5, .25 and .1

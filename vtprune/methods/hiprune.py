@@ -1,5 +1,8 @@
 """Keeps object tokens that a middle encoder block finds, their four neighbours, and what a deep block attends to most.
 
+Middle blocks attend to objects, deep ones to tokens that collect what the whole picture is about; both are kept, so
+that details and context are there.
+
 Paper: "HiPrune: Training-Free Visual Token Pruning via Hierarchical Attention in Vision-Language Models",
 arXiv 2508.00553. Authors' code: github.com/Danielement321/HiPrune.
 Differs from the paper in: neighbours are those on the grid (`wrap=True` for the authors' flat indices, where the token
@@ -33,6 +36,7 @@ class HiPrune(Method):
     kind = "pruning"
     places = (Place.ENCODER_OUTPUT,)
     paper = "HiPrune, arXiv 2508.00553"
+    cost = "2 N^2 D, attention in two encoder blocks"
 
     keep: Budget = 0.334  # ratio in (0, 1] or tokens per picture; the paper has 192, 128 and 64 of 576, and .223, .112
     alpha: float = 0.1  # share of the budget for anchors and their buffers, five tokens each, in [0, 1]

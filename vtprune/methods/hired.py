@@ -1,5 +1,8 @@
 """Divides the budget among the tiles of a picture by what the thumbnail shows, and keeps the most attended tokens.
 
+The thumbnail's attention in an early block counts what lies under each tile; attention in a late block ranks the tokens
+within it.
+
 Paper: "HiRED: Attention-Guided Token Dropping for Efficient Inference of High-Resolution Vision-Language Models",
 AAAI 2025, arXiv 2408.10945. Authors' code: github.com/hasanar1f/HiRED.
 Differs from the paper in: the budget counts the tokens of the unpadded picture, so none is spent on padding; a tile's
@@ -37,6 +40,7 @@ class HiRED(Method):
     kind = "pruning"
     places = (Place.ENCODER_OUTPUT,)
     paper = "HiRED, AAAI 2025, arXiv 2408.10945"
+    cost = "2 N D with [CLS], attention in two encoder blocks; 2 N^2 D without"
     adaptive = True
 
     keep: Budget = 0.2  # ratio in (0, 1] or tokens per picture, all tiles together; the paper has 0.4, 0.2 and 0.1

@@ -1,5 +1,8 @@
 """Averages what stands still over the stretches of a video in which it does, and prunes and clusters what is left.
 
+A video is cut into segments in which most places stand still; of what moves, the tokens stay that the encoder attends
+to most, and the rest is clustered by density.
+
 Paper: "HoliTom: Holistic Token Merging for Fast Video Large Language Models", NeurIPS 2025, arXiv 2505.21334.
 Authors' code: github.com/cokeshao/HoliTom.
 Differs from the paper in: where densities tie, as they all do around a single centre, the lower index wins (there:
@@ -43,6 +46,7 @@ class HoliTom(Method):
     kind = "merging"
     places = (Place.ENCODER_OUTPUT,)
     paper = "HoliTom, NeurIPS 2025, arXiv 2505.21334"
+    cost = "N C for likeness over time, N^2 (C + D) / F for clusters and attention within frames"
     needs_video = True
     adaptive = True
 

@@ -1,5 +1,7 @@
 """Picks tokens that are important and unlike those picked before (maximal marginal relevance).
 
+Each pick weighs the encoder's attention to a token against its cosine to the most similar token that was picked before.
+
 Paper: "IDPruner: Harmonizing Importance and Diversity in Visual Token Pruning for MLLMs", arXiv 2602.13315.
 Authors' code: in github.com/Tencent/AngelSlim.
 Differs from the paper in: importance is the encoder's attention, or the length of the features, both without training
@@ -35,6 +37,7 @@ class IDPruner(Method):
     kind = "pruning"
     places = (Place.ENCODER_OUTPUT,)
     paper = "IDPruner, arXiv 2602.13315"
+    cost = "N K C for the greedy choice; N D for attention with [CLS], N^2 D without"
 
     keep: Budget = 0.25  # ratio in (0, 1] or tokens per picture; the paper also has 0.1
     importance: Literal["attention", "norm"] = "attention"  # of the encoder, or length of the projected features

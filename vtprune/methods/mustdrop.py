@@ -1,5 +1,8 @@
 """Merges windows of the picture in which all tokens look alike into one token each.
 
+Windows are ranked by the mean cosine between their tokens, and the most uniform ones become their mean, until the
+budget is met.
+
 Paper: "Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model" (MustDrop),
 arXiv 2411.10803. Authors' code: github.com/liuting20/MustDrop.
 Differs from the paper in: this is its first stage; those in the decoder and in the cache are not in here yet, and the
@@ -36,6 +39,7 @@ class MustDrop(Method):
     kind = "merging"
     places = (Place.ENCODER_OUTPUT,)
     paper = "MustDrop, arXiv 2411.10803"
+    cost = "N C"
     adaptive = True
 
     keep: Budget = 0.334  # ratio in (0, 1] or tokens per picture, met from below by whole windows; no effect with `tau`

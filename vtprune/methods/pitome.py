@@ -45,6 +45,7 @@ class PiToMe(Method):
     kind = "merging"
     places = (Place.ENCODER_LAYER,)
     paper = "PiToMe, NeurIPS 2024, arXiv 2405.16148"
+    cost = "n^2 D per block that goes by energy, n^2 D / 4 per early block"
 
     keep: Budget = 0.25  # ratio in (0, 1] or patches per picture after the last block; without effect with `ratio`
     ratio: float | None = None  # share of tokens that each block keeps, in (0, 1]; the paper has 0.85 to 0.975

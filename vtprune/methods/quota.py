@@ -1,5 +1,8 @@
 """Shares a budget among the frames of a video by what they have to do with the question, and resamples each of them.
 
+Frames that match the question's words better get larger shares; every frame is made smaller by interpolation, so that
+its tokens are new.
+
 Paper: "QuoTA: Query-oriented Token Assignment via CoT Query Decouple for Long Video Comprehension", arXiv 2503.08689.
 Authors' code: github.com/MAC-AutoML/QuoTA.
 Differs from the paper in: frames are scored by any function, the built-in one compares the model's own embeddings of
@@ -42,6 +45,7 @@ class QuoTA(Method):
     kind = "merging"
     places = (Place.ENCODER_OUTPUT,)
     paper = "QuoTA, arXiv 2503.08689"
+    cost = "N T C for the scores of frames"
     needs_text = True
     needs_video = True
     adaptive = True

@@ -1,5 +1,7 @@
 """Keeps randomly chosen visual tokens: the baseline that every selection must beat.
 
+It looks at nothing, costs nothing, and is exact about the budget.
+
 Not from a paper. The choice depends on `seed` and on the number of tokens of a picture, and on nothing else: pictures
 of one size keep the same places, alone or in a batch, on every device, and a smaller budget keeps a subset of a larger
 one. Vary `seed` to average over choices.
@@ -26,6 +28,7 @@ class Random(Method):
 
     kind = "baseline"
     places = (Place.ENCODER_OUTPUT,)
+    cost = "none"
 
     keep: Budget = 0.25  # ratio in (0, 1] or tokens per picture
     seed: int = 0  # whole number >= 0

@@ -40,6 +40,7 @@ class ShowUI(Method):
     kind = "pruning"
     places = (Place.ENCODER_OUTPUT,)
     paper = "ShowUI, arXiv 2411.17465"
+    cost = "N log N on pixel differences, which cost one pass over the picture"
     adaptive = True
 
     keep: Budget = 0.5  # ratio in (0, 1] of every component or, converted to one, tokens per picture

@@ -1,5 +1,8 @@
 """Merges the same number of look-alike visual tokens in every block of a SigLIP encoder, for pictures of many pixels.
 
+Pairs of similar keys become their mean, weighed by size, and attention counts a merged token as often as the patches
+that it stands for.
+
 Paper: "TinyChart: Efficient Chart Understanding with Visual Token Merging and Program-of-Thoughts Learning",
 EMNLP 2024, arXiv 2404.16635. Authors' code: github.com/X-PLUG/mPLUG-DocOwl (TinyChart).
 Differs from the paper in: there the model is trained with the merging, which this is not; `keep` names the patches left
@@ -29,6 +32,7 @@ class TinyChart(Method):
     kind = "merging"
     places = (Place.ENCODER_LAYER,)
     paper = "TinyChart, EMNLP 2024, arXiv 2404.16635"
+    cost = "n^2 d / 4 per encoder block"
 
     keep: Budget = 0.25  # ratio in (0, 1] or patches per picture after the last block; without effect once `r` is given
     r: int | None = None  # merges in every block, as in the paper; at most half of what arrives

@@ -1,5 +1,8 @@
 """Keeps a small diverse set after the encoder, and later lets all visual tokens leave once text has absorbed them.
 
+The set is spread out over the features (k-center); the exit comes when the attention of the text to the picture has
+faded.
+
 Paper: "ToDRE: Visual Token Pruning via Diversity and Task Awareness for Efficient Large Vision-Language Models",
 arXiv 2505.18757 (v1 k-center, v2 max-sum). No authors' code was found.
 Differs from the paper in: only its abstracts were available, so this is ToDRE-style, no reproduction. Ours are: the
@@ -35,6 +38,7 @@ class ToDRE(Method):
     kind = "pruning"
     places = (Place.ENCODER_OUTPUT, Place.DECODER_LAYER)
     paper = "ToDRE, arXiv 2505.18757"
+    cost = "N^2 C for the first pick, N K C for the others; K C per decoder layer that looks for the exit"
 
     keep: Budget = 0.10  # ratio in (0, 1] or tokens per picture after the encoder; the paper removes 90 percent
     init: Literal["nn", "cls", "mean"] = "nn"  # first centre: most isolated, most attended by the encoder, off the mean

@@ -1,5 +1,8 @@
 """Merges the most similar visual tokens inside every block of the vision encoder.
 
+Tokens at even places join the most similar of those at odd places, the best pairs first; features are means by size,
+and attention counts a merged token as often as the patches that it stands for.
+
 Paper: "Token Merging: Your ViT But Faster", ICLR 2023, arXiv 2210.09461. Authors' code:
 github.com/facebookresearch/ToMe (CC-BY-NC; not used here).
 Differs from the paper in: `keep` names the patches left at the end, and the merges per layer follow from it; matching
@@ -29,6 +32,7 @@ class ToMe(Method):
     kind = "merging"
     places = (Place.ENCODER_LAYER,)
     paper = "ToMe, ICLR 2023, arXiv 2210.09461"
+    cost = "n^2 d / 4 per encoder block"
 
     keep: Budget = 0.25  # ratio in (0, 1] or patches per picture after the last block; without effect once `r` is given
     r: int | tuple[int, ...] | None = None  # merges per block as in the paper, a number for all or one for each

@@ -1,5 +1,8 @@
 """Merges similar visual tokens inside every block of the vision encoder, and spares those that it attends to.
 
+As in ToMe the most similar pairs merge, but the attention that a token receives is taken from its similarity, so that
+what matters stays apart.
+
 Paper: "Turbo: Informativity-Driven Acceleration Plug-In for Vision-Language Large Models", ECCV 2024,
 arXiv 2407.11717. Authors' code: github.com/anakin-skywalker-Joseph/Turbo.
 Differs from the paper in: `keep` names the patches left at the end, and the merges per block follow from it; the weight
@@ -41,6 +44,7 @@ class Turbo(Method):
     kind = "merging"
     places = (Place.ENCODER_LAYER,)
     paper = "Turbo, ECCV 2024, arXiv 2407.11717"
+    cost = "n^2 d / 4 + n D per encoder block with [CLS]; n^2 D more without"
 
     keep: Budget = 0.25  # ratio in (0, 1] or patches per picture after the last block; without effect once `r` is given
     r: int | tuple[int, ...] | None = None  # merges per block, a number for all or one for each; the paper has 30 to 40

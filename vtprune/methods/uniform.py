@@ -1,5 +1,7 @@
 """Keeps visual tokens at even distances in raster order: the content-blind baseline without chance.
 
+It looks at nothing either, but leaves no large gaps along the raster.
+
 Not from a paper. Of N tokens, place (2 i + 1) N / (2 K), rounded down, stays for i = 0 .. K - 1.
 """
 
@@ -24,6 +26,7 @@ class Uniform(Method):
 
     kind = "baseline"
     places = (Place.ENCODER_OUTPUT,)
+    cost = "none"
 
     keep: Budget = 0.25  # ratio in (0, 1] or tokens per picture
     positions: Positions = "original"  # position ids after the removal: "original" or "compact"

@@ -1,5 +1,8 @@
 """Keeps, in every frame, the tokens that are least like the video's and the frame's mean; unusual frames keep more.
 
+Likeness is a sum of Gaussians of the distance between the tokens' quietest channels; a frame that is unlike the others
+gets a larger share of the budget.
+
 Paper: "Video Compression Commander: Plug-and-Play Inference Acceleration for Video Large Language Models",
 arXiv 2505.14454. Authors' code: github.com/xuyang-liu16/VidCom2.
 Differs from the paper in: scores are float32 (there: half precision, in which many tie); pictures are pruned too, with
@@ -40,6 +43,7 @@ class VidCom2(Method):
     kind = "pruning"
     places = (Place.ENCODER_OUTPUT,)
     paper = "VidCom2, EMNLP 2025, arXiv 2505.14454"
+    cost = "N C"
     adaptive = True
 
     keep: Budget = 0.25  # base scale R: ratio in (0, 1] or tokens per picture or video; the paper also has 0.15

@@ -1,5 +1,8 @@
 """Keeps the tokens that the encoder attends to most, and folds all others into a few tokens with similar keys.
 
+The few are spread evenly over what is not attended to, and each gets the mean of the tokens whose keys are most like
+its own added.
+
 Paper: "VisionZip: Longer is Better but Not Necessary in Vision Language Models", CVPR 2025, arXiv 2412.04467. Authors'
 code: github.com/dvlab-research/VisionZip.
 Differs from the paper in: the [CLS] token, one of the paper's dominant tokens in LLaVA, has no slot in the prompt; a
@@ -33,6 +36,7 @@ class VisionZip(Method):
     kind = "merging"
     places = (Place.ENCODER_OUTPUT,)
     paper = "VisionZip, CVPR 2025, arXiv 2412.04467"
+    cost = "N D with [CLS], N^2 D without; N k d for k contextual tokens"
 
     keep: Budget = 0.111  # ratio in (0, 1] or tokens per picture; of 576 the paper has 192, 128 and 64; Qwen .7 and .5
     contextual: float = 0.15625  # their share of the budget, in [0, 1]: 10 of 64, 20 of 128, 30 of 192; Qwen .07, .1

@@ -1,5 +1,7 @@
 """Keeps the visual tokens that the class token attends to most, summed over the deeper blocks of the vision encoder.
 
+Blocks disagree about what matters, and their sum is steadier than the last one alone.
+
 Paper: "[CLS] Token Tells Everything Needed for Training-free Efficient MLLMs" (VTC-CLS), arXiv 2412.05819. Authors'
 code: github.com/THU-MIG/VTC-CLS.
 Differs from the paper in: scores are float32 (there: half precision); the ensemble starts at two thirds of the depth of
@@ -31,6 +33,7 @@ class VTCCLS(Method):
     kind = "pruning"
     places = (Place.ENCODER_OUTPUT,)
     paper = "VTC-CLS, arXiv 2412.05819"
+    cost = "N D per block of the ensemble with [CLS]; N^2 D without"
 
     keep: Budget = 0.25  # ratio in (0, 1] or tokens per picture; the paper has 256, 128 and 64 of 576
     layer: int | None = None  # first block of the ensemble; -4: its last three; None: at two thirds of the depth
