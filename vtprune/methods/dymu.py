@@ -47,6 +47,7 @@ class DyMU(Method):
     kind = "merging"
     places = (Place.ENCODER_LAYER,)
     paper = "DyMU, NeurIPS 2025, arXiv 2504.17040"
+    cost = "n^2 d / 4 per encoder block"
     adaptive = True
 
     # Cosine from which pairs merge: one for all blocks, one for each, or a file of them; None: those of SigLIP-B.
