@@ -54,10 +54,14 @@ def test_the_class_token_starts_with_more():
     torch.testing.assert_close(ranked(1, cls=True)[0], expected, atol=1e-5, rtol=0)
 
 
-def test_heads_out_of_range_do_not_count_unless_all_are():
+def test_heads_out_of_range_do_not_count_unless_most_are():
     votes = torch.tensor([[[1.0, 1.0, 1.0], [0.5, 1.0, 1.5]]])
     torch.testing.assert_close(join_heads(votes), votes[:, 1])
     torch.testing.assert_close(join_heads(votes, 5, 6), (votes**2).mean(1).sqrt())
+    # One of three is no majority to go by; another picture of the batch decides for itself.
+    more = torch.tensor([[[1.0, 1.0, 1.0], [0.5, 1.0, 1.5], [1.0, 1.0, 1.0]], [[0.5, 1.0, 1.5]] * 2 + [[1.0] * 3]])
+    expected = torch.stack(((more[0] ** 2).mean(0).sqrt(), more[1, 0]))
+    torch.testing.assert_close(join_heads(more), expected)
 
 
 def test_look_alikes_leave_the_less_important_half_only():

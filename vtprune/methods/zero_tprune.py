@@ -7,7 +7,8 @@ Paper: "Zero-TPrune: Zero-Shot Token Pruning through Leveraging of the Attention
 CVPR 2024, arXiv 2305.17328. Authors' code: none.
 Differs from the paper in: blocks, iterations and numbers are our own, as it has none for encoders of language models:
 `keep` names the patches left at the end, and every stage leaves the same share of what arrives; variances are of
-importances with mean 1, over patches; rows of attention are normalised over the patches that are left.
+importances with mean 1, over patches; rows of attention are normalised over the patches that are left; the bounds on
+variances, made for DeiT, are taken to say nothing about an encoder of which they would leave fewer than half the heads.
 """
 
 from __future__ import annotations
@@ -38,14 +39,13 @@ class ZeroTPrune(Method):
     kind = "pruning"
     places = (Place.ENCODER_LAYER,)
     paper = "Zero-TPrune, CVPR 2024, arXiv 2305.17328"
-    cost = "(i + 3) n^2 D per block it acts behind, i iterations of the page rank"
 
     keep: Budget = 0.25  # ratio in (0, 1] or patches per picture behind the last stage
     blocks: tuple[int, ...] | None = None  # behind which it acts; None: 4, 8, 12, 16, 20 of 24
     iterations: tuple[int, ...] | None = None  # of the page rank, one number for each block; None: 30, 10, 5, 5, 1
     similar: float = 0.03  # share of the picture's patches that leave for likeness at every stage, in [0, 1]
     low: float = 0.01  # heads count whose importances have a variance of at least this
-    high: float = 0.7  # and at most this; all heads if there is none
+    high: float = 0.7  # and at most this; all heads where fewer than half of them would count
     uniform: bool = False  # start without the class token's weight, the root of the number of tokens
     positions: Positions = "auto"  # position ids in the language model: "compact", "original" or "auto" (see `Stage`)
 
@@ -133,10 +133,13 @@ def page_rank(queries: Tensor, keys: Tensor, iterations: int, *, scale: float, c
 
 
 def join_heads(votes: Tensor, low: float = 0.01, high: float = 0.7) -> Tensor:
-    """Importance over heads (pictures, heads, patches): root mean square of those whose variance is in [low, high]."""
+    """Importance over heads (pictures, heads, patches): root mean square of those whose variance is in [low, high].
+
+    Of all heads where that leaves fewer than half of a picture's.
+    """
     variance = votes.var(2, unbiased=False)
     counts = (low <= variance) & (variance <= high)
-    counts = (counts | ~counts.any(1, keepdim=True)).float()
+    counts = (counts | (counts.sum(1, keepdim=True) * 2 < counts.shape[1])).float()
     return ((votes**2 * counts[..., None]).sum(1) / counts.sum(1, keepdim=True)).sqrt()
 
 
