@@ -17,6 +17,7 @@ from vtprune.engine.chain import Chain
 from vtprune.engine.engine import Engine
 from vtprune.integrations import FAMILIES, integrate
 from vtprune.methods.base import Method
+from vtprune.methods.describe import facts
 from vtprune.methods.parse import parse_method
 from vtprune.methods.registry import build_method, get_method, method_names
 from vtprune.report import Report
@@ -103,29 +104,15 @@ def report(model: Any) -> Report | None:
 
 
 def methods(pattern: str = "*") -> list[dict[str, Any]]:
-    """All methods whose name matches a wildcard pattern: name, kind, places, families, parameters and so on.
+    """All methods whose name matches a wildcard pattern, with what there is to say about them.
 
-    `families` are those on which a method works with pictures, `video_families` those on which it works with videos,
-    and `refuses` says why it does not work on others. That is known from tests for the methods that come with the
-    package; a method from elsewhere is listed with all families, and is refused when it is applied.
+    To what `vtprune.methods.describe.facts` says come `families`, those on which a method works with pictures,
+    `video_families`, those on which it works with videos, and `refuses`, why it does not work on others. That is known
+    from tests for the methods that come with the package; a method from elsewhere is listed with all families, and is
+    refused when it is applied.
     """
     tried: dict[str, Any] = json.loads((resources.files("vtprune") / "support.json").read_text())
-    described = []
-    for name in method_names(pattern):
-        cls = get_method(name)
-        described.append(
-            {
-                "name": name,
-                "kind": cls.kind,
-                "places": [place.value for place in cls.places],
-                **_support(name, tried),
-                "needs_training": cls.needs_training,
-                "needs_text": cls.needs_text,
-                "paper": cls.paper,
-                "parameters": {f.name: f.default for f in dataclasses.fields(cls)},  # type: ignore[arg-type]
-            }
-        )
-    return described
+    return [{**facts(get_method(name)), **_support(name, tried)} for name in method_names(pattern)]
 
 
 def _support(name: str, tried: dict[str, Any]) -> dict[str, Any]:

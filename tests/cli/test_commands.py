@@ -37,6 +37,18 @@ def test_methods_by_pattern(invoke):
     assert json.loads(invoke("methods", "nothing*", "--json").stdout) == []
 
 
+def test_one_method_in_full(invoke):
+    result = invoke("methods", "fastv")
+    assert result.exit_code == 0
+    said = " ".join(result.stdout.split())
+    assert said.startswith("fastv: Keeps the visual tokens that the last prompt token attended to most")
+    assert "attention of the last prompt token in the decoder layer before" in said
+    assert "first decoder layer with the reduced set" in said
+    (found,) = json.loads(invoke("methods", "fastv", "--json").stdout)
+    assert found["arxiv"] == "2403.06764"
+    assert found["about_parameters"]["keep"].startswith("ratio in (0, 1]")
+
+
 def test_version(invoke):
     result = invoke("--version")
     assert result.exit_code == 0

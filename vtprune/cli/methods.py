@@ -1,10 +1,10 @@
-"""`vtprune methods`: the catalogue."""
+"""`vtprune methods`: the catalogue, or one method."""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,15 +15,19 @@ from vtprune.cli.common import app
 
 @app.command("methods")
 def list_methods(
-    pattern: Annotated[str, typer.Argument(help="Only names that match this wildcard pattern.")] = "*",
+    pattern: Annotated[str, typer.Argument(help="Only names that match this wildcard pattern; or a name.")] = "*",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
 ) -> None:
-    """List all methods: what kind they are, where they act, what they need, and their papers."""
+    """List all methods: what kind they are, where they act and work, and their papers. Of one, say everything."""
     import vtprune
 
     found = vtprune.methods(pattern)
     if as_json:
         sys.stdout.write(json.dumps(found, indent=2, default=str) + "\n")
+        return
+    console = Console(highlight=False)
+    if len(found) == 1 and found[0]["name"] == pattern:
+        _show(found[0], console)
         return
     table = Table()
     for head in ("name", "kind", "places", "families", "parameters", "paper"):
@@ -33,4 +37,21 @@ def list_methods(
         table.add_row(
             one["name"], one["kind"], "\n".join(one["places"]), ", ".join(one["families"]), parameters, one["paper"]
         )
-    Console(highlight=False).print(table)
+    console.print(table)
+
+
+def _show(method: dict[str, Any], console: Console) -> None:
+    """One method, in full."""
+    from vtprune.methods.describe import describe_lines
+
+    console.print(f"{method['name']}: {method['does']}", markup=False)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, said in describe_lines(method):
+        table.add_row(name, said)
+    console.print(table)
+    parameters = Table("parameter", "default", "")
+    for name, default in method["parameters"].items():
+        parameters.add_row(name, repr(default), method["about_parameters"].get(name, ""))
+    console.print(parameters)

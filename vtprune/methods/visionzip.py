@@ -36,7 +36,7 @@ class VisionZip(Method):
     kind = "merging"
     places = (Place.ENCODER_OUTPUT,)
     paper = "VisionZip, CVPR 2025, arXiv 2412.04467"
-    cost = "N D with [CLS], N^2 D without; N k d for k contextual tokens"
+    cost = "N D with [CLS], N^2 D without; N c d for c contextual tokens"
 
     keep: Budget = 0.111  # ratio in (0, 1] or tokens per picture; of 576 the paper has 192, 128 and 64; Qwen .7 and .5
     contextual: float = 0.15625  # their share of the budget, in [0, 1]: 10 of 64, 20 of 128, 30 of 192; Qwen .07, .1

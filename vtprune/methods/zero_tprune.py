@@ -39,6 +39,7 @@ class ZeroTPrune(Method):
     kind = "pruning"
     places = (Place.ENCODER_LAYER,)
     paper = "Zero-TPrune, CVPR 2024, arXiv 2305.17328"
+    cost = "(i + 3) n^2 D per block it acts behind, i iterations of the page rank"
 
     keep: Budget = 0.25  # ratio in (0, 1] or patches per picture behind the last stage
     blocks: tuple[int, ...] | None = None  # behind which it acts; None: 4, 8, 12, 16, 20 of 24
