@@ -225,3 +225,19 @@ def test_a_method_that_needs_equal_numbers_beside_one_that_does_not():
     model = FAMILIES["llava-clip"].model()
     with pytest.raises(ValueError, match=r"tome needs equally many tokens of every tile, so it cannot act beside toy"):
         vtprune.apply(model, [Toy(), "tome:keep=0.7"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TILES)
+@pytest.mark.parametrize("second", ["turbo:keep=0.5", "zero_tprune:keep=0.5", "diffrate:keep=0.5", "tome:keep=0.5"])
+def test_two_methods_in_all_blocks(name, second):
+    """The second one gets queries, keys and values of what the first one has left."""
+    family = FAMILIES[name]
+    model = family.model()
+    rows = [family.row(2, IMAGE, 3, seed=1), family.row(2, IMAGE, 3, seed=2)]
+    with vtprune.applied(model, ["tome:keep=0.7", second]):
+        together = model(**family.inputs(*rows)).logits[:, -1]
+        acted = {p.method for p in vtprune.report(model).places if p.tokens_after < p.tokens_before}
+        assert acted == {"tome", second.split(":")[0]}
+        for i, row in enumerate(rows):
+            torch.testing.assert_close(together[i], model(**family.inputs(row)).logits[0, -1], **CLOSE)

@@ -75,7 +75,8 @@ class EncoderRun:
         self.seen: dict[EncoderSignal, Seen] = {}
         self.asked: EncoderSignal | None = None  # what the attention call that runs will answer itself
         self.values: Tensor | None = None  # of the block that runs, (tiles, tokens, channels)
-        self.merged_keys: Tensor | None = None  # of the block that runs, once it merged, (tiles, tokens, head_dim)
+        # Queries, keys and values of the block that runs, as the stages that acted in it left them.
+        self.left_by_stages: tuple[Tensor, Tensor, Tensor | None] | None = None
         self.merged: Tensor | None = None
         self.mlp_output: Tensor | None = None
         # Before the projector.
@@ -91,7 +92,7 @@ class EncoderRun:
     def see_projection(self, index: int, part: int, parts: int, output: Tensor) -> None:
         """Take one of the outputs that hold queries and keys of block `index`."""
         earlier = self.projections.get(index, ()) if part else ()
-        self.merged_keys = None
+        self.left_by_stages = None
         self.projections = {index: (*earlier, output)}
         asked = [x for x in self.chain.encoder_signals if x.block == index and x != self.asked]
         if part + 1 == parts and asked:
@@ -106,16 +107,10 @@ class EncoderRun:
     def merge(self, index: int, block: EncoderBlock, stages: Sequence[ChainStage], hidden: Tensor) -> Tensor | None:
         """Merge or drop tokens of the residual stream; None if nothing changes."""
         before = hidden.shape[1]
-        outputs = self.projections.get(index)
-        if outputs is None:
-            raise RuntimeError(f"encoder block {index} ran without its key projection.")
-        ((queries, head_keys),) = self.integration.encoder_queries_keys(block, outputs, self.attention_inputs)
-        queries, head_keys = queries.detach(), head_keys.detach()
-        bias = self.tokens.key_bias(self.chain.weighs_keys)
-        merged, keys = hidden, head_keys.mean(1)
-        current = self.merged_keys is None  # whether queries and keys are those of the tokens that there are
-        if self.merged_keys is not None:
-            keys = self.merged_keys
+        merged = hidden
+        queries, head_keys, values = self.left_by_stages or self._projected(index, block)
+        acting = [s for s in self.chain.encoder_layer_stages if index in s.layers]
+        last = max(acting, key=lambda s: (s.stage.after_block, acting.index(s)))
         for stage in stages:
             if stage.stage.prunes and self.joins_patches:
                 raise ValueError(
@@ -126,16 +121,16 @@ class EncoderRun:
                 decision = stage.decide(
                     EncoderTokens(
                         layer=index,
-                        keys=keys,
+                        keys=head_keys.mean(1),
                         sizes=self.tokens.sizes_of(merged),
                         protected=int(self.integration.has_cls),
                         patches=self._patches(before),
                         hidden=merged,
-                        queries=queries if current else None,
-                        head_keys=head_keys if current else None,
-                        values=self.values if current else None,
+                        queries=queries,
+                        head_keys=head_keys,
+                        values=values,
                         scale=self.integration.encoder_scale(block),
-                        key_bias=bias if current else None,
+                        key_bias=self.tokens.key_bias(self.chain.weighs_keys),
                     )
                 )
             if decision is None:
@@ -148,8 +143,15 @@ class EncoderRun:
             if drops and not stage.stage.prunes:
                 raise TypeError(f"{stage.method}: a stage that drops tokens must say so by prunes=True.")
             there = self._there(merged)
-            merged, keys = self.tokens.follow(decision, merged, keys)
-            self.merged_keys, current = keys, False
+            if stage is last:
+                (merged,) = self.tokens.follow(decision, merged)
+            else:
+                heads = queries.shape[1]
+                more = [x.transpose(1, 2).flatten(2) for x in (queries, head_keys)]
+                merged, *more = self.tokens.follow(decision, merged, *more, *([] if values is None else [values]))
+                queries, head_keys = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in more[:2])
+                values = None if values is None else more[2]
+                self.left_by_stages = queries, head_keys, values
             if self.tokens.ragged and not self.chain.biases_keys:
                 raise TypeError(f"{stage.method}: tiles kept different numbers; its stage must say so by ragged=True.")
             self.events.append(Event(stage, index, there, self._there(merged)))
@@ -160,6 +162,13 @@ class EncoderRun:
         else:
             self.layer_tokens[index] = (before, after)
         return merged if merged is not hidden else None
+
+    def _projected(self, index: int, block: EncoderBlock) -> tuple[Tensor, Tensor, Tensor | None]:
+        outputs = self.projections.get(index)
+        if outputs is None:
+            raise RuntimeError(f"encoder block {index} ran without its key projection.")
+        ((queries, keys),) = self.integration.encoder_queries_keys(block, outputs, self.attention_inputs)
+        return queries.detach(), keys.detach(), self.values
 
     def _there(self, hidden: Tensor) -> Count:
         """Tokens that are no padding, without the leading ones that never leave the encoder."""
@@ -242,7 +251,7 @@ class EncoderRun:
         self.seen = {}
         self.projections = {}
         self.attention_inputs = {}
-        self.values = self.merged_keys = None
+        self.values = self.left_by_stages = None
         # From here on only the shapes of pixels matter.
         pixels = {k: v.to("meta") for k, v in call.arguments.items() if isinstance(v, Tensor) and "pixel" in k}
         self.call = EncoderCall(call.kind, {**call.arguments, **pixels})

@@ -118,6 +118,8 @@ class Group:
 class EncoderTokens:
     """What a stage between encoder layers sees. All tokens are in the order in which they run, [CLS] first.
 
+    Where a stage before it has merged tokens in the same block, their queries, keys and values are means.
+
     Args:
         layer: Index of the block.
         keys: (pictures, tokens, head_dim), attention keys of this block, mean over heads.
