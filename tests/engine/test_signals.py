@@ -10,6 +10,7 @@ import torch
 
 import vtprune
 from tests.tiny import TOKENS, batch, picture, prompt, tiny_llava
+from vtprune.kernels import attention_column_mass
 from vtprune.methods import Keep, Method, Place, Stage
 
 CLOSE = dict(atol=1e-5, rtol=1e-4)
@@ -78,6 +79,71 @@ def test_decoder_attention_in_a_second_turn(eager):
     cache = model(input_ids=first[None], use_cache=True).past_key_values
     model(input_ids=second[None], pixel_values=picture(), past_key_values=cache)
     torch.testing.assert_close(probe.seen[0].attention[0], maps[0, -1][both[0] == 1], **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "vtprune"])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_queries_and_keys(eager, attention, use_cache):
+    """Column sums of the layer's attention, from all that it works on."""
+    rows = [prompt(5, 0, 7, seed=1), prompt(2, 0, 3, seed=2), prompt(3, 0, 2, 0, 4, seed=4)]
+    x = {**batch(*rows), "pixel_values": picture(4)}
+    maps = eager(**x, output_attentions=True, use_cache=False).attentions[1].mean(1)  # (rows, queries, keys)
+    model, probe = tiny_llava(attention=attention), Probe(signal="queries_keys")
+    vtprune.apply(model, probe)
+    model(**x, use_cache=use_cache)
+    (tokens,) = probe.seen
+    assert tokens.attention is None
+    assert tokens.hidden is None
+    mass = received(tokens.queries_keys)
+    for i in range(3):
+        there = x["attention_mask"][i].bool()
+        visual = x["input_ids"][i] == 1
+        expected = maps[i][there].sum(0)
+        torch.testing.assert_close(mass[i][there], expected[there], **CLOSE)
+        at = tokens.queries_keys.at[i][tokens.valid[i]]
+        assert at.tolist() == visual.nonzero()[:, 0].tolist()
+
+
+def received(pairs):
+    """Attention that each slot receives, summed over all rows that are no padding."""
+    return attention_column_mass(
+        pairs.queries,
+        pairs.keys,
+        scale=pairs.scale,
+        causal=True,
+        key_valid=pairs.valid,
+        row_mask=None if pairs.valid is None else pairs.valid[:, -pairs.queries.shape[2] :],
+        normalise="sum",
+    )
+
+
+@torch.no_grad()
+def test_queries_and_keys_in_a_second_turn(eager):
+    """The keys of the kept cache come first."""
+    first, second = prompt(4, seed=1), prompt(2, 0, 3, seed=2)
+    both = torch.cat((first, second))[None]
+    maps = eager(input_ids=both, pixel_values=picture(), output_attentions=True).attentions[1].mean(1)
+    model, probe = tiny_llava(), Probe(signal="queries_keys")
+    vtprune.apply(model, probe)
+    cache = model(input_ids=first[None], use_cache=True).past_key_values
+    model(input_ids=second[None], pixel_values=picture(), past_key_values=cache)
+    pairs = probe.seen[0].queries_keys
+    assert pairs.queries.shape[2] == len(second)
+    torch.testing.assert_close(received(pairs)[0], maps[0, len(first) :].sum(0), **CLOSE)
+
+
+@torch.no_grad()
+def test_queries_and_keys_after_a_removal_at_the_same_layer():
+    model, probe = tiny_llava(), Probe(signal="queries_keys")
+    vtprune.apply(model, ["fastv:layer=2,keep=0.5", probe])
+    ids = prompt(5, 0, 7)
+    model(**batch(ids), pixel_values=picture())
+    (tokens,) = probe.seen
+    left = vtprune.report(model).pictures[0].kept
+    visual = (ids == 1).nonzero()[:, 0]
+    assert tokens.queries_keys.at[0].tolist() == visual[list(left)].tolist()
+    assert tokens.queries_keys.queries.shape[2] == len(ids)
 
 
 @torch.no_grad()

@@ -33,7 +33,22 @@ class ChainStage:
     @property
     def queries(self) -> str | None:
         """Whose attention a stage at a decoder layer asks for: "last_query", "text_queries" or nobody's."""
-        return next((x for x in self.signals if isinstance(x, str)), None)
+        return next((x for x in ("last_query", "text_queries") if x in self.signals), None)
+
+    @property
+    def sees_hidden(self) -> bool:
+        """Whether a stage at a decoder layer asks for hidden states."""
+        return "hidden" in self.signals
+
+    @property
+    def sees_queries_keys(self) -> bool:
+        """Whether it asks for all that the attention of the layer before worked on."""
+        return "queries_keys" in self.signals
+
+    @property
+    def captured(self) -> frozenset[str]:
+        """What a stage at a decoder layer asks of the layer before."""
+        return frozenset(x for x in ("last_query", "text_queries", "queries_keys") if x in self.signals)
 
     @property
     def positions(self) -> Positions:
@@ -49,7 +64,7 @@ class ChainStage:
 SIGNALS = {
     Place.ENCODER_LAYER: frozenset({"values"}),
     Place.ENCODER_OUTPUT: frozenset({"encoder_attention", "pixel_steps", "projected", "text"}),
-    Place.DECODER_LAYER: frozenset({"last_query", "text_queries"}),
+    Place.DECODER_LAYER: frozenset({"last_query", "text_queries", "queries_keys", "hidden"}),
 }
 
 
@@ -160,7 +175,7 @@ class Chain:
                 f"{stage.method} asks for {', '.join(sorted(unknown))} at the place {stage.stage.place.value!r}; "
                 f"available there: {', '.join(sorted(SIGNALS[stage.stage.place])) or 'no signals'}."
             )
-        if stage.stage.place is Place.DECODER_LAYER and stage.signals and 0 in stage.layers:
+        if stage.stage.place is Place.DECODER_LAYER and stage.captured and 0 in stage.layers:
             raise ValueError(f"{stage.method} needs attention from the layer before, so it cannot act at layer 0.")
         if stage.stage.shares and (stage.stage.place is Place.DECODER_LAYER or stage.stage.prunes):
             raise ValueError(f"{stage.method}: only tokens that merge before the language model can share a state.")

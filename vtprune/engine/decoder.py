@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtprune.attention import NAME
 from vtprune.compat import Cache, DynamicCache, build_mask
 from vtprune.engine.cache import PhysicalCache, Rows, VisualCacheLayer, adopt, is_visual
 from vtprune.engine.chain import Chain, ChainStage
@@ -22,9 +21,9 @@ from vtprune.engine.door import decide, owners, staying
 from vtprune.engine.encoder import EncoderRun, Event
 from vtprune.engine.layout import VisualLayout
 from vtprune.engine.positions import dense_positions
-from vtprune.engine.selection import Selected, living
+from vtprune.engine.selection import Selected
 from vtprune.engine.sharing import Sharing
-from vtprune.engine.signals import Asked, Captured
+from vtprune.engine.signals import Signals
 from vtprune.engine.slots import Slots
 from vtprune.engine.visual import Visual, visual_slots
 from vtprune.integrations.base import Integration, Kind
@@ -52,7 +51,7 @@ class DecoderStep:
         self.sharing: Sharing | None = None
         self.events: list[Event] = []
         self.memory: dict[str, Any] = {}
-        self.captured: dict[str, Asked | Captured] = {}
+        self.signals = Signals(integration)
         self.moved = False  # whether slots have left at all
         self.compacted = False  # whether slots have left since the language model made its mask and embeddings
         self.lengths: dict[int, tuple[list[int], int]] = {}
@@ -244,8 +243,7 @@ class DecoderStep:
         self.slots = Slots(length, counts, valid, index if before.index is None else before.index.gather(1, index))
         if self.deepstack is not None:
             self.deepstack.compact(index)
-        for captured in self.captured.values():
-            captured.compact(index)
+        self.signals.compact(index)
         self.compacted = self.moved = True
         self.masks.clear()
         self.embeddings.clear()
@@ -286,7 +284,7 @@ class DecoderStep:
         """Run the stages at a layer's input; returns its hidden states and puts its mask and positions in `kwargs`."""
         for stage in stages:
             hidden = self._run(stage, layer, hidden)
-        self.captured = {}
+        self.signals.clear()
         self.lengths[layer] = (self.slots.counts, self.past_length[layer])
         own = self.rows[layer] is not self.rows[0]
         if self.compacted or own:
@@ -331,53 +329,50 @@ class DecoderStep:
             return hidden
         if self.visual is None or self.visual[0] is not self.slots:
             self.visual = self.slots, visual_slots(self.slots, self.layout, self.candidates)
-        visual, candidate, at, valid, number, arrived = self.visual[1]
-        received = self._attention(stage.queries, at, valid) if stage.queries else None
-        memory = self.memory.setdefault(stage.method, {})
+        visual = self.visual[1]
+        states = gather_rows(hidden, visual.at.to(hidden.device)) if stage.sees_hidden or stage.stage.mixes else None
         with torch.no_grad():
-            decision = stage.decide(VisualTokens(layer, number >= 0, number, arrived, received, memory))
+            kept_by = self._kept_by(layer - 1)
+            shown = VisualTokens(
+                layer,
+                visual.number >= 0,
+                visual.number,
+                visual.arrived,
+                self.signals.attention(stage.queries, *kept_by, visual) if stage.queries else None,
+                self.memory.setdefault(stage.method, {}),
+                states.detach() if states is not None and stage.sees_hidden else None,
+                self.signals.queries_keys(*kept_by, visual) if stage.sees_queries_keys else None,
+            )
+            decision = stage.decide(shown)
         if decision is None:
             return hidden
         if not isinstance(decision, Keep):
             raise TypeError(f"{stage.method}: a stage at a decoder layer must return Keep, got {decision!r}.")
-        drop = ~decision.mask.to(self.device)
-        if valid is not None:
-            drop = drop & valid
-        # Padding points at slot 0: it must not undo what is decided about that slot.
-        keep = ~torch.zeros_like(visual).scatter_reduce(1, at, drop, "amax")
-        if (newline := self.newline) is not None:
-            # A newline stays as long as a token of its line does.
-            lines = self.slots.on(self.layout.lines).clamp_min(0)
-            count = self.layout.longest * len(self.layout.source)
-            keep = keep & ~(newline & visual & ~living(lines, count, candidate & keep))
-        self.events.append(Event(stage, layer, [visual], [visual & keep]))
+        if decision.mix is not None:
+            if not stage.stage.mixes or states is None:
+                raise TypeError(f"{stage.method}: a stage that returns features must say so by mixes=True.")
+            hidden = visual.replace(hidden, decision.mix(states))
+        keep = visual.staying(decision.mask, self.newline, self.layout, self.slots)
+        self.events.append(Event(stage, layer, [visual.visual], [visual.visual & keep]))
         left = self._compact(keep, layer, stage.positions, [hidden])
         return hidden if left is None else left[0]
 
     # Signals.
 
     def capture(self, layer: int, signal: str, hidden: Tensor, cos: Tensor, sin: Tensor) -> None:
-        """Remember which query rows of this layer's attention the next layer's stage will ask for."""
+        """Remember what the next layer's stage will ask of this layer's attention."""
         if self.picture is None or self.layout is None:
-            return
-        hidden = hidden.detach()
-        module = self.integration.decoder_layers[layer].get_submodule("self_attn")
-        implementation = self.integration.language_model.config._attn_implementation
-        if implementation == NAME and not any(x.layer == layer for x in self.captured.values()):
-            self.captured[signal] = Asked.by(signal, layer, module, hidden, self.picture, self.slots)
             return
         if len(cos) != self.batch:
             cos, sin = cos.expand(self.batch, -1, -1), sin.expand(self.batch, -1, -1)
-        self.captured[signal] = Captured.of(
-            signal, layer, hidden, (cos, sin), self.picture, self.slots, without_cache=self.cache is None
-        )
+        without_cache = self.cache is None
+        self.signals.capture(layer, signal, hidden.detach(), (cos, sin), self.picture, self.slots, without_cache)
 
-    def _attention(self, signal: str, at: Tensor, valid: Tensor | None) -> Tensor:
-        """Attention that the captured query rows gave each visual slot, (rows, tokens); 0 on padding."""
-        captured = self.captured[signal]
-        cached = self._cached()[captured.layer].keys if self.cache is not None else None
-        scores = gather_rows(captured.attention(self.integration, cached, self.rows[captured.layer].valid), at)
-        return scores if valid is None else scores.masked_fill(~valid.to(scores.device), 0)
+    def _kept_by(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
+        """A layer's keys in the cache, if there is one, and which of its slots are no padding; before layer 0 none."""
+        if layer < 0:
+            return None, None
+        return self._cached()[layer].keys if self.cache is not None else None, self.rows[layer].valid
 
     # Afterwards.
 

@@ -84,7 +84,7 @@ class Engine:
         self._after(integration.language_model, self._leave_language_model, always=True)
         for i, layer in enumerate(integration.decoder_layers):
             self._before(layer, self._at_decoder_layer(i))
-            signals = sorted({stage.queries for stage in self.layer_stages.get(i + 1, ()) if stage.queries})
+            signals = sorted({x for stage in self.layer_stages.get(i + 1, ()) for x in stage.captured})
             if signals:
                 self._before(layer.get_submodule("self_attn"), self._capture_rows(i, signals))
         if self.chain.shares:

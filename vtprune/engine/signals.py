@@ -1,4 +1,4 @@
-"""Attention of chosen query rows in a decoder layer, computed afterwards from its queries and its cached keys."""
+"""What a stage may ask of the decoder layer before it, computed afterwards from hidden states and cached keys."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from vtprune.attention import Request, request, take
+from vtprune.attention import NAME, Request, request, take
 from vtprune.engine.slots import Slots
+from vtprune.engine.visual import Visual
 from vtprune.integrations.base import Integration
 from vtprune.kernels import attention_scores, compact_index, gather_rows
+from vtprune.methods.base import QueriesKeys
 
 Rotation = tuple[Tensor, Tensor]  # cos and sin, (rows, slots, head_dim)
 
@@ -116,6 +118,96 @@ class Captured:
                 key_valid=None if valid is None else valid.to(keys.device),
             )[:, past:]
         return scores if self.slots is None else gather_rows(scores, self.slots)
+
+
+@dataclasses.dataclass
+class Whole:
+    """Everything that a layer's attention works on."""
+
+    layer: int
+    hidden: Tensor  # (rows, slots, width), normalised hidden states
+    rotation: Rotation  # of all slots
+    slots: Tensor | None = None  # (rows, slots now), where each slot stood in this layer; None as long as all are there
+
+    def compact(self, index: Tensor) -> None:
+        """Follow a removal: (rows, slots now), where the remaining slots stood before it."""
+        self.slots = index if self.slots is None else self.slots.gather(1, index.to(self.slots.device))
+
+    def queries_keys(
+        self, integration: Integration, cached: Tensor | None, valid: Tensor | None, at: Tensor
+    ) -> QueriesKeys:
+        """Queries and keys of all slots.
+
+        Args:
+            integration: The model's family.
+            cached: Keys in the layer's cache, (rows, kv_heads, past + slots, head_dim); None without a cache.
+            valid: Bool (rows, past + slots), False on padding; None without padding.
+            at: (rows, tokens), where the visual tokens stand now.
+        """
+        layer = integration.decoder_layers[self.layer]
+        queries = integration.decoder_queries(layer, self.hidden, *self.rotation)
+        keys = integration.decoder_keys(layer, self.hidden, *self.rotation) if cached is None else cached.detach()
+        there = None if valid is None else valid.to(queries.device)
+        if self.slots is not None:
+            at = self.slots.gather(1, at.to(self.slots.device))
+        scale = integration.decoder_scale(layer)
+        return QueriesKeys(queries, keys.to(queries.device), scale, there, at.to(queries.device))
+
+
+class Signals:
+    """What stages ask of the layer before theirs, from its attention to the next layer's input."""
+
+    def __init__(self, integration: Integration) -> None:
+        self.integration = integration
+        self.captured: dict[str, Asked | Captured | Whole] = {}
+
+    def capture(
+        self,
+        layer: int,
+        signal: str,
+        hidden: Tensor,
+        rotation: Rotation,
+        picture: Tensor,
+        slots: Slots,
+        without_cache: bool,
+    ) -> None:
+        """Note what a signal will need; see `Captured.of`."""
+        if signal == "queries_keys":
+            self.captured[signal] = Whole(layer, hidden, rotation)
+            return
+        implementation = self.integration.language_model.config._attn_implementation
+        answering = any(isinstance(x, Asked) and x.layer == layer for x in self.captured.values())
+        if implementation == NAME and not answering:
+            module = self.integration.decoder_layers[layer].get_submodule("self_attn")
+            self.captured[signal] = Asked.by(signal, layer, module, hidden, picture, slots)
+            return
+        self.captured[signal] = Captured.of(
+            signal, layer, hidden, rotation, picture, slots, without_cache=without_cache
+        )
+
+    def compact(self, index: Tensor) -> None:
+        """Follow a removal: (rows, slots now), where the remaining slots stood before it."""
+        for captured in self.captured.values():
+            captured.compact(index)
+
+    def clear(self) -> None:
+        """Forget what was captured."""
+        self.captured = {}
+
+    def attention(self, signal: str, cached: Tensor | None, valid: Tensor | None, visual: Visual) -> Tensor:
+        """Attention that the captured query rows gave each visual slot, (rows, tokens); 0 on padding."""
+        captured = self.captured[signal]
+        if isinstance(captured, Whole):
+            raise TypeError(f"{signal!r} is no attention of query rows.")
+        scores = gather_rows(captured.attention(self.integration, cached, valid), visual.at)
+        return scores if visual.valid is None else scores.masked_fill(~visual.valid.to(scores.device), 0)
+
+    def queries_keys(self, cached: Tensor | None, valid: Tensor | None, visual: Visual) -> QueriesKeys:
+        """All that the captured layer's attention worked on."""
+        captured = self.captured["queries_keys"]
+        if not isinstance(captured, Whole):
+            raise TypeError("queries and keys were not captured whole.")
+        return captured.queries_keys(self.integration, cached, valid, visual.at)
 
 
 def query_rows(signal: str, picture: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vtprune.engine.layout import VisualLayout
+from vtprune.engine.selection import living
 from vtprune.engine.slots import Slots
 from vtprune.kernels import compact_index, gather_rows
 
@@ -31,6 +32,34 @@ class Visual(NamedTuple):
     valid: Tensor | None
     number: Tensor
     arrived: Tensor
+
+    def staying(self, mask: Tensor, newline: Tensor | None, layout: VisualLayout, slots: Slots) -> Tensor:
+        """Bool (rows, slots now): what stays of all slots, text among them.
+
+        Args:
+            mask: Bool (rows, tokens), the candidates that stay.
+            newline: Bool (rows, slots now); None if there are none. They stay as long as a token of their line does.
+            layout: Where the pictures stood at first.
+            slots: The slots that are left.
+        """
+        drop = ~mask.to(self.at.device)
+        if self.valid is not None:
+            drop = drop & self.valid
+        # Padding points at slot 0: it must not undo what is decided about that slot.
+        keep = ~torch.zeros_like(self.visual).scatter_reduce(1, self.at, drop, "amax")
+        if newline is None:
+            return keep
+        lines = slots.on(layout.lines).clamp_min(0)
+        count = layout.longest * len(layout.source)
+        return keep & ~(newline & self.visual & ~living(lines, count, self.candidate & keep))
+
+    def replace(self, hidden: Tensor, new: Tensor) -> Tensor:
+        """Hidden states (rows, slots now, width) with `new` ones (rows, tokens, width) of the candidates."""
+        at, spare = self.at.to(hidden.device), hidden.shape[1]
+        if self.valid is not None:  # padding writes behind the last slot
+            at = at.masked_fill(~self.valid.to(at.device), spare)
+            hidden = torch.cat((hidden, hidden[:, :1]), 1)
+        return hidden.scatter(1, at.unsqueeze(-1).expand_as(new), new.to(hidden.dtype))[:, :spare]
 
 
 def visual_slots(slots: Slots, layout: VisualLayout, candidates: Sequence[int]) -> Visual:

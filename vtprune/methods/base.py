@@ -63,13 +63,14 @@ class ModelInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """Decision: which visual tokens stay, and at the encoder's output what becomes of their features.
+    """Decision: which visual tokens stay, and what becomes of their features.
 
     Args:
         mask: bool, (pictures or rows, tokens), True where a token stays.
         mix: New features of all tokens from the old ones, (pictures, tokens, channels) both, of which those that stay
-            are used; differentiable, as DeepStack levels and gradients go through it too. None leaves them as they
-            are. The stage must say so by `mixes`.
+            are used; differentiable, as DeepStack levels and gradients go through it too. At a decoder layer it gets
+            hidden states, (rows, tokens, width), and features that DeepStack adds later are those of the tokens that
+            stay. None leaves them as they are. The stage must say so by `mixes`.
         owner: (pictures, tokens), for every token the kept one that stands for it, itself if none does; None where
             features do not mix. For reports.
     """
@@ -224,6 +225,25 @@ class Pictures:
 
 
 @dataclasses.dataclass(frozen=True)
+class QueriesKeys:
+    """What the attention of a decoder layer works on, for all of its slots, of text too.
+
+    Args:
+        queries: (rows, heads, slots, head_dim), rotated.
+        keys: (rows, kv_heads, earlier + slots, head_dim), rotated; those of earlier calls on the same cache first.
+        scale: Factor on their products.
+        valid: bool, (rows, earlier + slots), False on padding; None without padding.
+        at: (rows, tokens), which slot each visual token is; any on padding.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    scale: float
+    valid: Tensor | None
+    at: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
 class VisualTokens:
     """What a stage at a decoder layer sees: the visual tokens of every row of the batch, padded to the longest row.
 
@@ -235,6 +255,8 @@ class VisualTokens:
         attention: (rows, tokens), attention that the query rows asked for give each visual token in the layer before
             this one: softmax over all keys, mean over heads and query rows; 0 on padding. None unless asked for.
         memory: Lives as long as this prefill; for stages that compare layers.
+        hidden: (rows, tokens, width), hidden states; present if "hidden" was asked for, anything on padding.
+        queries_keys: Queries and keys of the layer before this one; present if "queries_keys" was asked for.
     """
 
     layer: int
@@ -243,6 +265,8 @@ class VisualTokens:
     arrived: Tensor
     attention: Tensor | None
     memory: dict[str, Any]
+    hidden: Tensor | None = None
+    queries_keys: QueriesKeys | None = None
 
     def counts(self, keep: Budget) -> Tensor:
         """(rows,): how many visual tokens `keep` allows, summed over the row's pictures."""
@@ -261,15 +285,16 @@ class Stage:
         decide: Pure function from `EncoderTokens`, `Pictures` or `VisualTokens` to a decision; None changes nothing.
         layers: The encoder or decoder layers at which it acts. A decoder stage acts on the input of the layer.
         signals: Of "values" (encoder layer); "encoder_attention", "pixel_steps", "projected", "text" and any
-            `EncoderSignal` (encoder output); "last_query" or "text_queries" (decoder layer: attention of the last
-            prompt token, or of all text tokens after the first visual one).
+            `EncoderSignal` (encoder output); "hidden", "queries_keys", and "last_query" or "text_queries" (decoder
+            layer; the latter two: attention of the last prompt token, or of all text tokens after the first visual
+            one).
         positions: Position ids after a removal: "original", "compact" (dense), or "auto": dense ones on LLaVA-1.5 and
             LLaVA-NeXT, as in the authors' code, and original ones on all other families, as in ports to Qwen-VL.
         proportional: Encoder layers only: weigh each key by its size (adds log(size) to its attention logits).
         after_block: Encoder layers only: act on the output of the block, instead of between attention and MLP.
         prunes: Encoder layers only: tokens may be dropped (`Keep`), not only merged.
         ragged: Encoder layers only: pictures may keep different numbers of tokens.
-        mixes: Encoder output only: whether kept tokens may get new features (`Keep.mix`).
+        mixes: Encoder output and decoder layers: whether kept tokens may get new features (`Keep.mix`).
         needs_grid: Whether the stage makes new features of whole grids; implies `needs_all`.
         needs_all: Whether the stage needs every token of what it decides on, unmerged and unpruned.
         over_time: Whether a stage that needs the grid needs all frames of a video in it.
