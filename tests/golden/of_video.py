@@ -7,12 +7,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtprune.methods.holitom import HoliTom, alike_next, blend, official_order
+from vtprune.methods._segments import alike_next
+from vtprune.methods.base import VisualTokens
+from vtprune.methods.holitom import HoliTom, blend, official_order
 
 Case = dict[str, Tensor]
 
 
 def holitom(case: Case) -> dict[str, Any]:
+    return _inner(case) if "hidden" in case else _outer(case)
+
+
+def _inner(case: Case) -> dict[str, Any]:
+    hidden, first, count = case["hidden"], int(case["start"]), int(case["length"])
+    here = slice(first, first + count)
+    number = torch.zeros(1, count, dtype=torch.int64)
+    attention = case["attn_last_query"][None, here]
+    tokens = VisualTokens(18, number == 0, number, torch.tensor([[count]]), attention, {}, hidden[:, here])
+    decision = HoliTom(inner_layer=18, inner_keep=1 - float(case["r"])).merge(tokens)
+    slots = torch.ones(hidden.shape[1], dtype=torch.bool)
+    slots[here] = decision.mask[0]
+    merged = torch.cat((hidden[:, :first], decision.mix(hidden[:, here]), hidden[:, first + count :]), 1)
+    return {"keep_indices": slots.nonzero()[:, 0], "out": merged[:, slots]}
+
+
+def _outer(case: Case) -> dict[str, Any]:
     features, received, columns = case["features"][None], case["attn"][None], int(case["grid"])
     share, lines = float(case["retain_ratio"]), bool(case["grid_newline"])
     method = HoliTom(
@@ -47,5 +66,5 @@ def holitom(case: Case) -> dict[str, Any]:
 
 
 ADAPTERS = {"holitom": holitom}
-INPUTS = {"holitom": {"features", "attn", "newline"}}
+INPUTS = {"holitom": {"features", "attn", "newline", "hidden", "attn_last_query"}}
 SCALAR_OUTPUTS = {("holitom", "total_reduced"), ("holitom", "adjusted_retain_ratio")}

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import vtprune
-from tests.families import FAMILIES, VIDEO
+from tests.families import FAMILIES, IMAGE, VIDEO
 from tests.golden.adapters import outputs
-from tests.methods.inputs import pictures
+from tests.methods.inputs import pictures, visual_tokens
+from tests.reference import bare_run, decisions, feeding, positions_of, whole
 from vtprune.methods._density import density_clusters
+from vtprune.methods._halving import halving_weights
 from vtprune.methods._segments import best_segments, plan_video, still_counts, still_since
 from vtprune.methods.base import EncoderSignal
 from vtprune.methods.holitom import HoliTom, blend
@@ -210,6 +212,89 @@ def test_refuses_bad_parameters(parameters, error):
 def test_models_without_videos_refuse():
     with pytest.raises(ValueError, match=r"holitom cannot work on .* it acts on videos"):
         vtprune.apply(FAMILIES["llava-clip"].model(), "holitom")
+
+
+def halved(x, owner):
+    """The tokens of (tokens, channels) in turn, each averaged into its owner."""
+    x = x.clone()
+    for token, at in enumerate(owner.tolist()):
+        if at != token:
+            x[at] = (x[at] + x[token]) / 2
+    return x
+
+
+def test_what_comes_later_weighs_more():
+    owner = torch.tensor([[2, 2, 2, 3, 2, 3, 6], [0, 0, 0, 0, 0, 0, 0]])
+    weights = halving_weights(owner)
+    assert weights[0].tolist() == [1 / 8, 1 / 4, 1 / 8, 1 / 2, 1 / 2, 1 / 2, 1]
+    assert weights[1].tolist() == [1 / 64, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2]
+
+
+def test_inner_merge_is_the_loop():
+    """Rows with different numbers of tokens, each as if alone: by their cosines before any of them has changed."""
+    g = torch.Generator().manual_seed(4)
+    arrived = [[12, 5], [9, 0], [1, 0]]
+    tokens = visual_tokens(torch.rand(3, 17, generator=g), arrived, layer=3)
+    tokens = dataclasses.replace(tokens, hidden=torch.randn(3, 17, 8, generator=g))
+    decision = HoliTom(inner_layer=3).merge(tokens)
+    assert (decision.mask & ~tokens.valid).sum() == 0
+    assert decision.mask.sum(1).tolist() == [6 + 2, 4, 1]
+    new = decision.mix(tokens.hidden)
+    for row, n in enumerate((17, 9, 1)):
+        x, stays = tokens.hidden[row, :n], decision.mask[row, :n]
+        likeness = torch.nn.functional.cosine_similarity(x[:, None], x[None], dim=-1)
+        owner = torch.where(stays, torch.arange(n), likeness.masked_fill(~stays, -2).argmax(1))
+        assert torch.equal(decision.owner[row, :n], owner)
+        torch.testing.assert_close(new[row, :n][stays], halved(x, owner)[stays])
+    assert torch.equal(decision.owner[1, 9:], torch.arange(9, 17)), "padding belongs to nobody"
+
+
+def test_many_merges_into_one_token():
+    owner = torch.zeros(1, 1000, dtype=torch.int64)
+    weights = halving_weights(owner)
+    assert weights.isfinite().all()
+    assert weights.sum() == pytest.approx(1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llava_onevision", "qwen3_vl", "internvl"])
+def test_inner_merge_inside_the_model(name):
+    """The engine's removal equals the bare model whose hidden states were merged by the loop."""
+    family = FAMILIES[name]
+    model, row = family.model(), family.row(2, IMAGE, 3, VIDEO, 4, seed=2)
+    method = HoliTom(keep=0.6, tau=-0.2, inner_layer=3)
+    decided = []
+
+    class Spy(HoliTom):
+        def merge(self, tokens):
+            decided.append(super().merge(tokens))
+            return decided[-1]
+
+    spy = Spy(**dataclasses.asdict(method))
+    with vtprune.applied(model, spy), feeding(model) as seen:
+        logits = model(**family.inputs(row)).logits
+        found = decisions(model, row)
+        newlines = vtprune.api._engines[model].latest.layout.newlines
+    fed = whole(model, row, [(found.entered.nonzero()[:, 0], seen[0])])
+    candidates = row.visual if newlines is None else row.visual & ~newlines[0]
+
+    def mix(layer, hidden, slots):
+        if layer == 3:
+            hidden = hidden.clone()
+            here = candidates[slots]
+            hidden[0, here] = halved(hidden[0, here], decided[0].owner[0])
+        return hidden
+
+    expected, _ = bare_run(model, fed, positions_of(model, family, row), found, mix=mix)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert list(found.cuts) == [3]
+
+
+def test_inner_layer_must_exist():
+    with pytest.raises(ValueError, match="inner_layer must be a layer from 1 to 4"):
+        vtprune.apply(FAMILIES["qwen2_vl"].model(), "holitom", inner_layer=5)
+    with pytest.raises(ValueError, match="inner_keep must be a ratio"):
+        HoliTom(inner_keep=0)
 
 
 @torch.no_grad()

@@ -7,7 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def alike_next(features: Tensor) -> Tensor:
+    """Cosine of every token with the one at its place a frame later; features (videos, frames, tokens, channels)."""
+    unit = F.normalize(features.detach().float(), dim=-1, eps=1e-8)
+    return (unit[:, 1:] * unit[:, :-1]).sum(-1)
 
 
 def still_since(likeness: Tensor, tau: float) -> Tensor:

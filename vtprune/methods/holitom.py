@@ -1,14 +1,15 @@
 """Averages what stands still over the stretches of a video in which it does, and prunes and clusters what is left.
 
-A video is cut into segments in which most places stand still; of what moves, the tokens stay that the encoder attends
-to most, and the rest is clustered by density.
+A video is cut into segments; what stands still in one is averaged over its frames and clustered by density, and of what
+moves those tokens stay that the encoder attends to most. Inside the language model, half of them may be merged again.
 
 Paper: "HoliTom: Holistic Token Merging for Fast Video Large Language Models", NeurIPS 2025, arXiv 2505.21334.
 Authors' code: github.com/cokeshao/HoliTom.
 Differs from the paper in: where densities tie, as they all do around a single centre, the lower index wins (there:
 random noise); every video of a batch has its own share (there: the second one goes on with the first one's); a video
 never loses all of its tokens, and a budget of everything keeps everything; pictures, and videos of one frame, are left
-as they are.
+as they are before the language model. Inside it, all pictures and videos of a row are merged together (there: the first
+one).
 """
 
 from __future__ import annotations
@@ -20,27 +21,40 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vtprune.budget import Budget
+from vtprune.budget import Budget, check_keep
 from vtprune.kernels import merge_by_owner
 from vtprune.methods._density import density_clusters
 from vtprune.methods._frames import frames_of
-from vtprune.methods._segments import Plan, plan_video, still_counts, still_since
+from vtprune.methods._halving import halving_weights, most_similar
+from vtprune.methods._segments import Plan, alike_next, plan_video, still_counts, still_since
 from vtprune.methods._select import check_number, check_whole_numbers, given, top_k_mask
-from vtprune.methods.base import EncoderSignal, Keep, Method, ModelInfo, Pictures, Place, Positions, Stage
+from vtprune.methods.base import (
+    EncoderSignal,
+    Keep,
+    Method,
+    ModelInfo,
+    Pictures,
+    Place,
+    Positions,
+    Stage,
+    VisualTokens,
+    check_layer,
+)
 from vtprune.methods.registry import register
 
 
 @register("holitom")
 @dataclasses.dataclass(frozen=True)
 class HoliTom(Method):
-    """Segments of a video by dynamic programming, at the encoder's output.
+    """Segments of a video by dynamic programming, at the encoder's output; merging at a decoder layer, if asked for.
 
     Tokens that stand still from the first to the last frame of a segment are averaged over it and clustered; of the
     others those stay to which the encoder attends most. `keep` is the paper's retain ratio. What averaging over time
     saves is given back to what is left; counts are rounded frame by frame and segment by segment.
+
+    The paper's presets are keep=0.1, 0.15, 0.2 and 0.25; with inner_layer=18 in a decoder of 28 layers, its "M".
     """
 
     kind = "merging"
@@ -50,12 +64,14 @@ class HoliTom(Method):
     needs_video = True
     adaptive = True
 
-    keep: Budget = 0.1  # ratio in (0, 1] or tokens per video; the paper has 0.1, 0.15, 0.2 and 0.25
+    keep: Budget = 0.1  # ratio in (0, 1] or tokens per video
     tau: float | None = None  # cosine above which a token stands still, in [-1, 1]; None: 0.65 up to keep=0.1, else 0.8
     beta: float = 0.6  # weight of a centre against the mean of what it stands for, in [0, 1]
     contextual: float = 0.0  # share of a frame's moving tokens that are centres of the rest, in [0, 1]; the paper's D
     neighbours: int = 7  # nearest neighbours that make up density, >= 1
     window: int = 1024  # longest segment, frames >= 1
+    inner_layer: int | None = None  # decoder layer at whose input tokens are merged again, pictures' too; None: nowhere
+    inner_keep: Budget = 0.5  # what stays then: ratio in (0, 1] or tokens per picture or video
     positions: Positions = "auto"  # position ids after the removal: "original", "compact" or "auto"
 
     def __post_init__(self) -> None:
@@ -64,17 +80,24 @@ class HoliTom(Method):
         if self.tau is not None:
             check_number("tau", self.tau, -1, 1)
         check_number("beta", self.beta, 0, 1)
+        object.__setattr__(self, "inner_keep", check_keep(self.inner_keep, "inner_keep"))
         check_number("contextual", self.contextual, 0, 1)
         for name in ("neighbours", "window"):
             if isinstance(check_whole_numbers(name, getattr(self, name), least=1), tuple):
                 raise TypeError(f"{name} must be a whole number >= 1, got {getattr(self, name)!r}.")
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
-        """One decision per video at the encoder's output."""
+        """One decision per video at the encoder's output, and one per row at the inner layer."""
         received = EncoderSignal("received", model.scored_block)
         decide = functools.partial(self.decide, asked=received)
         signals: frozenset[str | EncoderSignal] = frozenset({"projected", received})
-        return [Stage(Place.ENCODER_OUTPUT, decide, signals=signals, positions=self.positions, mixes=True)]
+        outer = Stage(Place.ENCODER_OUTPUT, decide, signals=signals, positions=self.positions, mixes=True)
+        if self.inner_layer is None:
+            return [outer]
+        layer = check_layer("inner_layer", self.inner_layer, 1, model.decoder_layers - 1)
+        asked: frozenset[str | EncoderSignal] = frozenset({"last_query", "hidden"})
+        positions: Positions = "compact" if self.positions == "compact" else "original"
+        return [outer, Stage(Place.DECODER_LAYER, self.merge, (layer,), asked, positions, mixes=True)]
 
     def decide(self, pictures: Pictures, asked: EncoderSignal) -> Keep | None:
         """Merge what stands still, prune what moves."""
@@ -87,6 +110,15 @@ class HoliTom(Method):
         found = self.reduce(projected.unflatten(1, (frames, -1)), received.unflatten(1, (frames, -1)), share)
         mix = functools.partial(blend, still=found.still_owner, owner=found.owner, beta=self.beta)
         return Keep(found.kept.flatten(1), mix, found.owner.gather(1, found.still_owner))
+
+    def merge(self, tokens: VisualTokens) -> Keep:
+        """Keep what the last prompt token attends to; the others become part of what is most like them."""
+        attention = given(tokens.attention, self.name, "last_query")
+        hidden = given(tokens.hidden, self.name, "hidden")
+        mask = top_k_mask(attention, tokens.counts(self.inner_keep), tokens.valid)
+        owner = most_similar(hidden, mask, tokens.valid)
+        weights = halving_weights(owner)
+        return Keep(mask, lambda x: merge_by_owner(x, owner, owner.shape[1], weights)[0], owner)
 
     def reduce(self, features: Tensor, received: Tensor, share: float) -> Reduced:
         """What becomes of the tokens of videos, of which about a share stays.
@@ -151,12 +183,6 @@ class Reduced(NamedTuple):
     kept: Tensor
     still_owner: Tensor
     owner: Tensor
-
-
-def alike_next(features: Tensor) -> Tensor:
-    """Cosine of every token with the one at its place a frame later; features (videos, frames, tokens, channels)."""
-    unit = F.normalize(features.detach().float(), dim=-1, eps=1e-8)
-    return (unit[:, 1:] * unit[:, :-1]).sum(-1)
 
 
 def blend(x: Tensor, still: Tensor, owner: Tensor, beta: float) -> Tensor:
