@@ -241,3 +241,20 @@ def test_two_methods_in_all_blocks(name, second):
         assert acted == {"tome", second.split(":")[0]}
         for i, row in enumerate(rows):
             torch.testing.assert_close(together[i], model(**family.inputs(row)).logits[0, -1], **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", ["keep=0.4", "tau=0.0"])
+@pytest.mark.parametrize("name", TILES)
+def test_windows_merged_behind_a_block(name, settings):
+    """A method that acts at the encoder's output by default, at its paper's place."""
+    family = FAMILIES[name]
+    model = family.model()
+    rows = [family.row(2, IMAGE, 3, seed=1), family.row(2, IMAGE, 3, seed=2)]
+    with vtprune.applied(model, f"mustdrop:block=0,window=2,{settings}"):
+        together = model(**family.inputs(*rows)).logits[:, -1]
+        assert vtprune.report(model).visual_tokens_after < vtprune.report(model).visual_tokens_before
+        for i, row in enumerate(rows):
+            torch.testing.assert_close(together[i], model(**family.inputs(row)).logits[0, -1], **CLOSE)
+    with pytest.raises(ValueError, match="mustdrop needs every token of a picture, so it cannot follow tome"):
+        vtprune.apply(model, ["tome:keep=0.7", "mustdrop:block=0"])

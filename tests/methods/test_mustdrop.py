@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from tests.methods.inputs import INFO, pictures
+from tests.methods.inputs import INFO, encoder_tokens, pictures
+from vtprune.methods import Place
 from vtprune.methods.mustdrop import MustDrop, average, key_set, likeness, window_owner, windows_of
 
 
@@ -64,3 +65,36 @@ def test_bad_windows():
         MustDrop(window=1)
     with pytest.raises(TypeError, match="window must be a whole number >= 2, got"):
         MustDrop(window=(2, 2))
+
+
+def test_behind_a_block_windows_of_the_residual_stream_merge():
+    tokens = encoder_tokens(patches=36)
+    hidden = tokens.hidden.clone()
+    hidden[0, 1:][windows_of((1, 6, 6), 3)[2]] = 1.0
+    tokens = dataclasses.replace(tokens, hidden=hidden)
+    (stage,) = MustDrop(keep=28, block=0).stages(INFO)
+    assert (stage.place, stage.layers, stage.after_block, stage.ragged) == (Place.ENCODER_LAYER, (0,), True, False)
+    group = stage.decide(tokens)
+    assert group.groups == 29
+    assert group.owner[:, 0].tolist() == [0, 0]
+    window = 1 + windows_of((1, 6, 6), 3)[2]
+    assert group.owner[0, window].tolist() == [group.owner[0, window[0]]] * 9
+    assert (group.owner[0] == 0).sum() == 1  # [CLS] stays alone
+    assert all(set(row) == set(range(29)) for row in group.owner.tolist())
+
+
+def test_behind_a_block_the_threshold_belongs_to_every_picture():
+    tokens = encoder_tokens(patches=36, protected=0)
+    hidden = tokens.hidden.clone()
+    hidden[0][windows_of((1, 6, 6), 3)[2]] = 1.0
+    (stage,) = MustDrop(tau=0.8, block=1).stages(INFO)
+    group = stage.decide(dataclasses.replace(tokens, hidden=hidden))
+    assert (stage.ragged, group.ragged, group.weighted) == (True, True, False)
+    assert (group.owner.amax(1) + 1).tolist() == [28, 36]
+    with pytest.raises(ValueError, match="whole square grids, got 30 of 36"):
+        stage.decide(dataclasses.replace(tokens, hidden=hidden[:, :30]))
+
+
+def test_blocks_of_the_model():
+    with pytest.raises(ValueError, match="block must be a layer from 0 to 22"):
+        MustDrop(block=23).stages(INFO)

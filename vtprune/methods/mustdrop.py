@@ -1,14 +1,16 @@
 """Merges windows of the picture in which all tokens look alike into one token each.
 
 Windows are ranked by the mean cosine between their tokens, and the most uniform ones become their mean, until the
-budget is met.
+budget is met, or as far as a threshold goes. By default that happens at the encoder's output: a budget may ask for
+windows that are not uniform, and there the encoder has at least seen their patches one by one.
 
 Paper: "Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model" (MustDrop),
 arXiv 2411.10803. Authors' code: github.com/liuting20/MustDrop.
 Differs from the paper in: this is its first stage; those in the decoder and in the cache are not in here yet, and the
-key set (`key_set`), which these must not drop, protects nothing so far. Windows are merged at the encoder's output
-(there: behind its first block), in every picture by itself (there: as many in all of a batch), and the merged token
-stands in the middle of its window. Tokens at the edges that fill no window are left alone. `keep` names a budget.
+key set (`key_set`), which these must not drop, protects nothing so far. The paper merges by a threshold behind the
+first block of the encoder: `tau=0.8, block=0`. Every picture is merged by itself (there: as many windows in all of a
+batch), tokens stay in the order of the picture, and at the encoder's output the merged token stands in the middle of
+its window. Tokens at the edges that fill no window are left alone. `keep` names a budget.
 """
 
 from __future__ import annotations
@@ -22,22 +24,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtprune.budget import Budget
-from vtprune.methods._select import check_number, check_whole_numbers, top_k_mask
-from vtprune.methods.base import Keep, Method, ModelInfo, Pictures, Place, Positions, Stage
+from vtprune.budget import Budget, token_count
+from vtprune.methods._select import check_number, check_whole_numbers, given, top_k_mask
+from vtprune.methods.base import (
+    EncoderTokens,
+    Group,
+    Keep,
+    Method,
+    ModelInfo,
+    Pictures,
+    Place,
+    Positions,
+    Stage,
+    check_layer,
+)
 from vtprune.methods.registry import register
 
 
 @register("mustdrop")
 @dataclasses.dataclass(frozen=True)
 class MustDrop(Method):
-    """Local spatial merging at the encoder's output.
+    """Local spatial merging at the encoder's output, or behind one of its blocks.
 
     Of w x w tokens one stays, so that no budget is smaller than one token in w * w, and those at the edges.
     """
 
     kind = "merging"
-    places = (Place.ENCODER_OUTPUT,)
+    places = (Place.ENCODER_LAYER, Place.ENCODER_OUTPUT)
     paper = "MustDrop, arXiv 2411.10803"
     cost = "N C"
     adaptive = True
@@ -45,6 +58,7 @@ class MustDrop(Method):
     keep: Budget = 0.334  # ratio in (0, 1] or tokens per picture, met from below by whole windows; no effect with `tau`
     tau: float | None = None  # merge all windows with at least this mean cosine, in [-1, 1]; 0.8 in the paper
     window: int = 3  # side of a window in tokens, >= 2; 2 or 4 fit InternVL's 16 x 16
+    block: int | None = None  # vision block behind which it acts, 0 in the paper; None: at the encoder's output
     positions: Positions = "auto"  # "auto": "compact" on LLaVA as in the authors' code, "original" on other families
 
     def __post_init__(self) -> None:
@@ -56,7 +70,20 @@ class MustDrop(Method):
             raise TypeError(f"window must be a whole number >= 2, got {self.window!r}.")
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
-        """One merge at the encoder's output, on every tile and frame."""
+        """One merge of every tile and frame: behind a block of the encoder, or at its output."""
+        if self.block is not None:
+            block = check_layer("block", self.block, 0, model.encoder_layers - 1)
+            return [
+                Stage(
+                    Place.ENCODER_LAYER,
+                    self.merge_patches,
+                    (block,),
+                    positions=self.positions,
+                    after_block=True,
+                    ragged=self.tau is not None,
+                    needs_all=True,
+                )
+            ]
         return [
             Stage(
                 Place.ENCODER_OUTPUT,
@@ -69,20 +96,38 @@ class MustDrop(Method):
             )
         ]
 
+    def merge_patches(self, tokens: EncoderTokens) -> Group:
+        """Merge the windows of the residual stream whose patches are most alike; the class token stays alone."""
+        first, side = tokens.protected, math.isqrt(tokens.patches)
+        hidden = given(tokens.hidden, self.name, "hidden")[:, first:]
+        if hidden.shape[1] != side * side:
+            raise ValueError(
+                f"{self.name} merges windows of whole square grids, got {hidden.shape[1]} of {tokens.patches} patches; "
+                "use it before methods that remove tokens, or with block=None."
+            )
+        owner = self.owners(hidden, (1, side, side), token_count(self.keep, tokens.patches))
+        stands = owner == torch.arange(owner.shape[1], device=owner.device)
+        number = (stands.cumsum(1) - 1).gather(1, owner) + first
+        groups = first + int(stands.sum(1).max())
+        return Group(F.pad(number, (first, 0)), groups, weighted=False, ragged=self.tau is not None)
+
     def decide(self, pictures: Pictures) -> Keep:
         """Merge the windows whose tokens are most alike."""
         if pictures.grid is None:
             raise ValueError(f"{self.name} merges windows of whole grids; put it before methods that remove tokens.")
-        windows = windows_of(pictures.grid, self.window, pictures.encoded.device)
-        scores = likeness(pictures.encoded, windows)
-        if self.tau is None:
-            merges = math.ceil((pictures.tokens - pictures.count(self.keep)) / (self.window**2 - 1))
-            chosen = top_k_mask(scores, merges)
-        else:
-            chosen = scores >= self.tau
-        owner = window_owner(chosen, windows, pictures.tokens)
+        owner = self.owners(pictures.encoded, pictures.grid, pictures.count(self.keep))
         itself = torch.arange(pictures.tokens, device=owner.device)
         return Keep(owner == itself, functools.partial(average, owner=owner), owner)
+
+    def owners(self, x: Tensor, grid: tuple[int, int, int], count: int) -> Tensor:
+        """For every token (pictures, tokens) the one that stands for it, if at most `count` shall be left."""
+        windows = windows_of(grid, self.window, x.device)
+        scores = likeness(x, windows)
+        if self.tau is None:
+            chosen = top_k_mask(scores, math.ceil((x.shape[1] - count) / (self.window**2 - 1)))
+        else:
+            chosen = scores >= self.tau
+        return window_owner(chosen, windows, x.shape[1])
 
 
 def windows_of(grid: tuple[int, int, int], side: int, device: torch.device | None = None) -> Tensor:
