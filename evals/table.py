@@ -72,8 +72,8 @@ def run_table(
         if row.name not in table["rows"]:
             result = run_row(model, processor, row, questions=questions, batch_size=batch_size, on_batch=on_row(row))
             table["rows"][row.name] = result
-            _write(out, json.dumps(table, indent=2) + "\n")
-            _write(out.with_suffix(".md"), markdown(table))
+            write_whole(out, json.dumps(table, indent=2) + "\n")
+            write_whole(out.with_suffix(".md"), markdown(table))
     return table
 
 
@@ -107,7 +107,7 @@ def fingerprint(model: Any, source: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Replace a file as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")

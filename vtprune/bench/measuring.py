@@ -129,7 +129,7 @@ def measure(
         arms[label, "method"] = functools.partial(vtprune.applied, model, chain)
         arms[label, "ideal"] = functools.partial(replaying, model, plans[label])
     counts = {key: count_request(model, request, arm=arm) for key, arm in arms.items()}
-    times = _alternate(model, request, arms, settings, progress)
+    times = alternate(model, request, arms, settings, progress)
     measured = {key: Measured(times[key], counts[key]) for key in arms}
     return [
         Outcome(
@@ -144,9 +144,14 @@ def measure(
     ]
 
 
-def _alternate(
+def alternate(
     model: Any, request: Requested, arms: dict[tuple[str, str], Arm], settings: Settings, progress: Progress | None
 ) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """Time a request under several arms, named by a label and a role, one after the other in every round.
+
+    Returns:
+        For each arm the milliseconds of each phase, in the order in which they were taken.
+    """
     times: dict[tuple[str, str], dict[str, list[float]]] = {key: {} for key in arms}
     order = random.Random(settings.seed)
     rounds = settings.warmup + settings.repeats
