@@ -20,6 +20,9 @@ SPECIAL = {
 }
 
 
+LEAVING = {"dymu": {"unmerge": False}}  # what else it takes for tokens to leave, so that position rules matter
+
+
 def cases() -> list[tuple[str, dict]]:
     """(name, parameters) of every method, and of both position rules where a method offers them."""
     found = []
@@ -30,7 +33,7 @@ def cases() -> list[tuple[str, dict]]:
         if "positions" in fields:
             default = get_method(name)().positions
             for other in {"auto": ("original", "compact"), "original": ("compact",), "compact": ("original",)}[default]:
-                found.append((name, {**parameters, "positions": other}))
+                found.append((name, {**parameters, **LEAVING.get(name, {}), "positions": other}))
     return found
 
 

@@ -39,7 +39,10 @@ class Decisions:
             }
             first = int(made.picture.max()) + 1
             picture = torch.cat((made.picture, torch.where(later.picture >= 0, later.picture + first, -1)))
-            owner = None if made.owner is None else torch.cat((made.owner, torch.arange(n) + len(made.owner)))
+            owner = made.owner
+            if owner is not None:
+                alone = torch.arange(n) if later.owner is None else later.owner
+                owner = torch.cat((owner, alone + len(owner)))
             made = dataclasses.replace(
                 made, entered=torch.cat((made.entered, later.entered)), cuts=cuts, picture=picture, owner=owner
             )

@@ -223,3 +223,9 @@ def test_the_model_is_left_as_it_was():
 def test_a_prompt_without_pictures_is_refused():
     with pytest.raises(ValueError, match="without a picture"):
         record(model_of("llava-clip"), METHODS["divprune"], prompt_of("llava-clip", (9,)))
+
+
+def test_shared_states_have_no_ideal():
+    with pytest.raises(ValueError, match="no ideal where merged tokens share hidden states"):
+        record(model_of("llava-clip"), chain_of("dymu", thresholds=0.3), prompt_of("llava-clip"))
+    assert record(model_of("llava-clip"), chain_of("dymu", thresholds=0.3, unmerge=False), prompt_of("llava-clip"))

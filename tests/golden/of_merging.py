@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from vtprune.kernels import bipartite_matching, gather_rows, merge_by_owner, own
 from vtprune.methods import EncoderTokens
 from vtprune.methods.ats import sampled, significance
 from vtprune.methods.diffrate import compress
-from vtprune.methods.dymu import merge_above, removals
 from vtprune.methods.pitome import (
     PiToMe,
     energy,
@@ -23,6 +23,7 @@ from vtprune.methods.pitome import (
     removed,
 )
 from vtprune.methods.tinychart import TinyChart
+from vtprune.rates import candidates, kept_tokens, token_mask, token_probability
 
 Case = dict[str, Tensor]
 
@@ -110,6 +111,42 @@ def ats(case: Case) -> dict[str, Any]:
 
 
 def diffrate(case: Case) -> dict[str, Any]:
+    return _diffrate_step(case) if "x" in case else _diffrate_rates(case)
+
+
+def _diffrate_rates(case: Case) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in (n for n in case if n.startswith("logits_")):
+        j = name.removeprefix("logits_")
+        patches, step = int(case[f"patch_number_{j}"]), int(case[f"granularity_{j}"])
+        options = candidates(patches, step)
+        with torch.enable_grad():
+            logits = case[name].clone().requires_grad_()
+            probability = logits.softmax(0)
+            kept, mask = kept_tokens(probability, options), token_mask(probability, options)
+            weighted = (torch.arange(len(mask)) * mask).sum()
+            (by_mask,) = torch.autograd.grad(weighted, logits, retain_graph=True)
+            (by_count,) = torch.autograd.grad(kept, logits, retain_graph=True)
+        probability = probability.detach()
+        limited = token_mask(probability, options, int(case[f"mask_limit_{j}"]))
+        found |= {
+            f"candidates_{j}": options,
+            f"probs_{j}": probability,
+            f"kept_{j}": kept.detach().long(),
+            f"token_probability_{j}": token_probability(probability, options),
+            f"mask_{j}": mask.detach().long(),
+            f"mask_limited_{j}": limited.long(),
+            f"grad_mask_weighted_{j}": by_mask,
+            f"grad_kept_{j}": by_count,
+        }
+    for name in (n for n in case if n.startswith("init_kept")):
+        patches, step = (*map(int, re.findall(r"\d+", name)), 1)[:2]
+        options = candidates(patches, step)
+        found[name] = kept_tokens(torch.zeros(len(options)).softmax(0), options).long()
+    return found
+
+
+def _diffrate_step(case: Case) -> dict[str, Any]:
     x, sizes = case["x"], case["size_in"].squeeze(-1)
     patches = x.shape[1] - 1
     importance = case["cls_attn_rows"].mean(1)[:, 1:]
@@ -158,58 +195,7 @@ def tinychart(case: Case) -> dict[str, Any]:
     return {"x_out": x, "size_out": running.sizes.unsqueeze(-1), "source": source, "counts": counts}
 
 
-def dymu(case: Case) -> dict[str, Any]:
-    return {0: _dymu_step, 2: _dymu_layers, 4: _dymu_schedules}[int(case["kind"])](case)
-
-
-def _dymu_step(case: Case) -> dict[str, Any]:
-    x, running = case["x"], Running()
-    running.sizes = case["size_in"].squeeze(-1)
-    group = merge_above(case["metric"], float(case["threshold"]), running.sizes > 0, int(case["class_token"]))
-    (out,) = (x,) if group is None else running.follow(group, x)
-    owner = torch.arange(x.shape[1])[None] if group is None else group.owner
-    membership = _membership(owner, out.shape[1])
-    return {
-        "x_out": out,
-        "size_out": running.sizes.unsqueeze(-1),
-        "pos_out": (membership @ case["pos_in"].float()).long(),
-        "n_merged": x.shape[1] - out.shape[1],
-    }
-
-
-def _dymu_layers(case: Case) -> dict[str, Any]:
-    """From the state between both layers, as stored: the order of its rows is the implementation's."""
-    x, cls = case["x"], int(case["class_token"])
-    first = Running()
-    step = merge_above(x @ case["w1"], float(case["threshold_1"]), torch.ones(x.shape[:2]) > 0, cls)
-    first.follow(step, x)
-    running, there = Running(), case["padding_mid"] == 0
-    running.sizes = case["size_mid"].squeeze(-1) * there
-    group = merge_above(case["x_mid"] @ case["w2"], float(case["threshold_2"]), there, cls)
-    (out,) = running.follow(group, case["x_mid"])
-    members = (_membership(group.owner, group.groups) * there[:, None]) @ case["pos_mid"].float()
-    found: dict[str, Any] = {
-        "counts_1": (first.sizes > 0).sum(1),
-        "counts_2": (running.sizes > 0).sum(1),
-    }
-    for i, row in enumerate(members):
-        rows = row[row.any(1)]
-        order = rows.argmax(1).argsort()
-        found |= {f"img{i}_pos": rows[order].long(), f"img{i}_x": out[i][row.any(1)][order]}
-        found[f"img{i}_size"] = running.sizes[i][row.any(1)][order].unsqueeze(-1)
-    return found
-
-
-def _dymu_schedules(case: Case) -> dict[str, Any]:
-    found = {}
-    for name in (n for n in case if n.startswith("rs_")):
-        j = name.removeprefix("rs_")
-        schedule = ("constant", "linear", "reverse")[int(case[f"schedule_{j}"])]
-        found[name] = removals(int(case[f"r_total_{j}"]), int(case[f"L_{j}"]), schedule)
-    return found
-
-
-ADAPTERS = {"ats": ats, "dymu": dymu, "diffrate": diffrate, "pitome": pitome, "tinychart": tinychart}
+ADAPTERS = {"ats": ats, "diffrate": diffrate, "pitome": pitome, "tinychart": tinychart}
 
 
 _PARTS = [f"self_attn__{p}_proj" for p in "qkv"] + ["self_attn__out_proj", "layer_norm1", "layer_norm2"]
@@ -218,12 +204,12 @@ _WEIGHTS = {f"{n}__{part}__{kind}" for n in range(32) for part in _PARTS for kin
 
 INPUTS = {
     "ats": {"attn_logits", "v", "raw_x", "policy_in"},
-    "diffrate": {"x", "cls_attn_rows", "size_in"},
-    "dymu": {"metric", "x", "size_in", "pos_in", "w1", "w2", "x_mid", "padding_mid", "size_mid", "pos_mid"},
+    "diffrate": {"x", "cls_attn_rows", "size_in", *(f"logits_{j}" for j in range(8))},
     "pitome": {"metric", "x", "w", "margins", "size_in"},
     "tinychart": {"x_in", *_WEIGHTS},
 }
-SCALAR_OUTPUTS = {("dymu", "n_merged"), ("pitome", "r")}
-# DyMU's code divides the sums of padded batches by size + 1e-4.
-ARRAY_TOLERANCE = {("dymu", f"img{i}_{n}"): (2e-4, 2e-4) for i in range(8) for n in ("x", "size")}
-TOLERANCE = {"ats": 2e-4, "dymu": 2e-4, "diffrate": 2e-4, "pitome": 2e-4, "tinychart": 1e-3}
+SCALAR_OUTPUTS = {("pitome", "r"), *(("diffrate", f"kept_{j}") for j in range(8))}
+SCALAR_OUTPUTS |= {
+    ("diffrate", f"init_kept_{name}") for name in ("196_1", "576_1", "576_4", "196_g1", "576_g1", "576_g4")
+}
+TOLERANCE = {"ats": 2e-4, "diffrate": 2e-4, "pitome": 2e-4, "tinychart": 1e-3}

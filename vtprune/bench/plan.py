@@ -138,6 +138,11 @@ class _Recorder:
     def _layer(self, index: int) -> Any:
         def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
             seen = (args[0].shape[1], kwargs["attention_mask"], kwargs["position_embeddings"])
+            if seen[0] != seen[2][0].shape[-2]:
+                raise ValueError(
+                    "there is no ideal where merged tokens share hidden states: a bare model attends to as many tokens "
+                    "as its other parts run on; let merged tokens leave instead (unmerge=False)."
+                )
             self.layers[-1][index] = seen
 
         return hook

@@ -5,10 +5,10 @@ block as a table of rates says.
 
 Paper: "DiffRate: Differentiable Compression Rate for Efficient Vision Transformers", ICCV 2023, arXiv 2305.17997.
 Authors' code: github.com/OpenGVLab/DiffRate.
-Differs from the paper in: rates are given, not learned; `keep` takes the shape of the authors' table for MAE-L
-(42.3 GFLOPs) and stretches it to the number of patches wanted, as no table exists for encoders of language models; the
-size of a group never falls to zero or below; encoders without a class token (SigLIP) use the attention that a patch
-receives on average from all.
+Differs from the paper in: rates are given (`vtprune.rates` has what they are learned with, but no trainer); `keep`
+takes the shape of the authors' table for MAE-L (42.3 GFLOPs) and stretches it to the number of patches wanted, as no
+table exists for encoders of language models; the size of a group never falls to zero or below; encoders without a class
+token (SigLIP) use the attention that a patch receives on average from all.
 """
 
 from __future__ import annotations

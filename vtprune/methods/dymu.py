@@ -1,34 +1,33 @@
 """Merges visual tokens inside the vision encoder as far as they resemble one another; simple pictures keep fewer.
 
 Pairs merge whose keys are more similar than a threshold of the block. Thresholds come from a calibration on a few
-pictures, so that these lose a given number of tokens on average:
+pictures, so that these lose a given number of tokens on average (`vtprune.calibration`, docs/dymu.md).
 
-    thresholds = calibrate(model, (processor(...) for ...), keep=0.25)
-    save_thresholds("thresholds.json", thresholds)
-    vtprune.apply(model, "dymu", thresholds="thresholds.json")
+With `unmerge`, the paper's way, merged tokens stay on their slots of the prompt and share a hidden state: the language
+model attends to all of them at their positions, and its cache holds them all; norms, projections and MLPs run once per
+group. Without, one token per group enters: attention and cache get smaller too, and positions fall away.
 
 Paper: "DyMU: Dynamic Merging and Virtual Unmerging for Efficient VLMs", NeurIPS 2025, arXiv 2504.17040. Authors' code:
 github.com/MikeWangWZHL/dymu.
-Differs from the paper in: its second half, virtual unmerging in the decoder, is left out: the language model reads one
-token per group; without `thresholds`, those that the paper has for SigLIP-B are stretched to the encoder's depth, which
-is a guess; averages of thresholds are float32, and groups are divided by their exact sizes.
+Differs from the paper in: without `thresholds`, those that the paper has for SigLIP-B are stretched to the encoder's
+depth, which is a guess; the prompt keeps the layout that the model gives tiles, with newlines and without padding;
+averages of thresholds are float32, and groups are divided by their exact sizes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vtprune.budget import Budget, token_count
 from vtprune.kernels._cosine import live_unit_rows
 from vtprune.kernels._shared import first_argmax
-from vtprune.methods._select import check_choice, check_number
+from vtprune.methods._select import check_choice, check_number, check_whole_numbers
 from vtprune.methods.base import EncoderTokens, Group, Method, ModelInfo, Place, Positions, Stage
 from vtprune.methods.registry import register
 
@@ -41,7 +40,7 @@ Schedule = Literal["constant", "linear", "reverse"]
 class DyMU(Method):
     """Merging by calibrated thresholds between attention and MLP of every encoder block; the class token stays alone.
 
-    There is no `keep`: the budget lies in the thresholds, see `calibrate`.
+    There is no `keep`: the budget lies in the thresholds.
     """
 
     kind = "merging"
@@ -50,9 +49,12 @@ class DyMU(Method):
     cost = "n^2 d / 4 per encoder block"
     adaptive = True
 
-    # Cosine from which pairs merge: one for all blocks, one for each, or a file of them; None: those of SigLIP-B.
-    thresholds: float | tuple[float, ...] | str | None = None
-    positions: Positions = "auto"  # position ids in the language model: "compact", "original" or "auto" (see `Stage`)
+    # Cosine above which pairs merge: one for all blocks, one for each (None where a block merges nothing), or a file of
+    # them; without any, those of SigLIP-B.
+    thresholds: float | tuple[float | None, ...] | str | None = None
+    unmerge: bool = True  # merged tokens share a hidden state in the language model instead of leaving it
+    max_merges: int | None = None  # pairs per picture and block at most, beside the half of its patches that may merge
+    positions: Positions = "auto"  # position ids without `unmerge`: "compact", "original" or "auto" (see `Stage`)
 
     def __post_init__(self) -> None:
         """Check the parameters."""
@@ -61,10 +63,15 @@ class DyMU(Method):
             object.__setattr__(self, "thresholds", str(self.thresholds))
         if isinstance(self.thresholds, Sequence) and not isinstance(self.thresholds, str):
             for value in self.thresholds:
-                check_number("thresholds", value, -1, 1)
-            object.__setattr__(self, "thresholds", tuple(map(float, self.thresholds)))
+                if value is not None:
+                    check_number("thresholds", value, -1, 1)
+            object.__setattr__(self, "thresholds", tuple(x if x is None else float(x) for x in self.thresholds))
         elif self.thresholds is not None and not isinstance(self.thresholds, str):
             check_number("thresholds", self.thresholds, -1, 1)
+        if not isinstance(self.unmerge, bool):
+            raise TypeError(f"unmerge must be True or False, got {self.unmerge!r}.")
+        if self.max_merges is not None:
+            check_whole_numbers("max_merges", (self.max_merges,), least=0)
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """One merge in every encoder block."""
@@ -80,7 +87,10 @@ class DyMU(Method):
             raise ValueError(f"thresholds must have one value for each of {layers} encoder blocks, got {len(cosines)}.")
 
         def decide(tokens: EncoderTokens) -> Group | None:
-            return merge_above(tokens.keys, cosines[tokens.layer], tokens.sizes > 0, tokens.protected)
+            cosine = cosines[tokens.layer]
+            if cosine is None:
+                return None
+            return merge_above(tokens.keys, cosine, tokens.sizes > 0, tokens.protected, self.max_merges)
 
         return [
             Stage(
@@ -90,11 +100,14 @@ class DyMU(Method):
                 positions=self.positions,
                 proportional=True,
                 ragged=True,
+                shares=self.unmerge,
             )
         ]
 
 
-def merge_above(keys: Tensor, threshold: float, valid: Tensor, protected: int = 0) -> Group | None:
+def merge_above(
+    keys: Tensor, threshold: float, valid: Tensor, protected: int = 0, most: int | None = None
+) -> Group | None:
     """Merge all pairs whose similarity is above the threshold, the best first, at most half of a picture's patches.
 
     Args:
@@ -102,11 +115,14 @@ def merge_above(keys: Tensor, threshold: float, valid: Tensor, protected: int = 
         threshold: Cosine.
         valid: bool, (pictures, tokens), False on padding behind the tokens.
         protected: 1 if token 0 stays alone.
+        most: Merge no more pairs of a picture than this.
     """
     likeness, partner = nearest_pairs(keys, valid, protected)
     rank = likeness.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    most = (valid.sum(1, keepdim=True) - protected) // 2
-    return pairs_group(likeness, partner, (likeness > threshold) & (rank < most), valid, protected)
+    limit = (valid.sum(1, keepdim=True) - protected) // 2
+    if most is not None:
+        limit = limit.clamp_max(most)
+    return pairs_group(likeness, partner, (likeness > threshold) & (rank < limit), valid, protected)
 
 
 def nearest_pairs(keys: Tensor, valid: Tensor, protected: int = 0) -> tuple[Tensor, Tensor]:
@@ -180,86 +196,23 @@ def pooled_threshold(likeness: Tensor, removed: int) -> tuple[float, Tensor]:
     return threshold, merged.view_as(likeness) & likeness.isfinite()
 
 
-class Calibration(Method):
-    """Merges the best pairs of each batch as a whole, and remembers the mean of the thresholds that this took."""
-
-    name = "dymu"
-    kind = "merging"
-    places = (Place.ENCODER_LAYER,)
-
-    def __init__(self, keep: Budget, schedule: Schedule) -> None:
-        self.keep, self.schedule = keep, schedule
-        self.__post_init__()
-        self.sums: list[float] = []
-        self.batches: list[int] = []
-
-    @property
-    def thresholds(self) -> tuple[float, ...]:
-        """Their means so far, per block."""
-        return tuple(x / n for x, n in zip(self.sums, self.batches, strict=True))
-
-    def stages(self, model: ModelInfo) -> Sequence[Stage]:
-        """As those of `DyMU`."""
-        layers = model.encoder_layers
-        self.sums, self.batches = [0.0] * layers, [0] * layers
-        place = Place.ENCODER_LAYER
-        return [Stage(place, self.decide, tuple(range(layers)), proportional=True, ragged=True)]
-
-    def decide(self, tokens: EncoderTokens) -> Group | None:
-        """Take the threshold of this batch and merge what is above."""
-        layer, valid = tokens.layer, tokens.sizes > 0
-        total = tokens.patches - token_count(self.keep, tokens.patches)
-        likeness, partner = nearest_pairs(tokens.keys, valid, tokens.protected)
-        threshold, merged = pooled_threshold(likeness, removals(total, len(self.sums), self.schedule)[layer])
-        self.sums[layer] += threshold
-        self.batches[layer] += 1
-        return pairs_group(likeness, partner, merged, valid, tokens.protected)
-
-
-@torch.no_grad()
-def calibrate(
-    model: Any, batches: Iterable[Mapping[str, Any]], *, keep: Budget = 0.25, schedule: Schedule = "constant"
-) -> tuple[float, ...]:
-    """Find thresholds that leave `keep` of the patches on average over the given pictures.
-
-    Args:
-        model: As for `vtprune.apply`, without methods.
-        batches: Inputs of the model with pictures, as its processor makes them; a few dozen different pictures in
-            batches of several are a start, the paper takes 256,000.
-        keep: Ratio in (0, 1], or patches per picture.
-        schedule: Whether all blocks merge as much, or early ones more ("linear"), or late ones ("reverse").
-
-    Returns:
-        One threshold per encoder block that is used.
-
-    Raises:
-        ValueError: There is no picture in the batches.
-    """
-    import vtprune
-
-    calibration = Calibration(keep, schedule)
-    with vtprune.applied(model, calibration):
-        for batch in batches:
-            model(**batch)
-    if not all(calibration.batches):
-        raise ValueError("batches must hold pictures to calibrate on, got none.")
-    return calibration.thresholds
-
-
-def save_thresholds(path: str | Path, thresholds: Sequence[float]) -> None:
+def save_thresholds(path: str | Path, thresholds: Sequence[float | None]) -> None:
     """Write thresholds to a small JSON file."""
     Path(path).write_text(json.dumps({"method": "dymu", "thresholds": list(thresholds)}, indent=1) + "\n")
 
 
-def load_thresholds(path: str | Path) -> tuple[float, ...]:
+def load_thresholds(path: str | Path) -> tuple[float | None, ...]:
     """Read what `save_thresholds` wrote.
 
     Raises:
         ValueError: The file holds something else.
     """
     try:
-        found = json.loads(Path(path).read_text())
-        return tuple(float(x) for x in found["thresholds"])
+        found = json.loads(Path(path).read_text())["thresholds"]
+        for value in found:
+            if value is not None:
+                check_number("thresholds", value, -1, 1)
+        return tuple(x if x is None else float(x) for x in found)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"thresholds must be a file written by save_thresholds, got {str(path)!r}: {error}."
