@@ -9,6 +9,7 @@ from typing import Any
 
 import vtprune
 from vtprune.evals.suite import evaluate
+from vtprune.methods.base import Place
 from vtprune.methods.parse import parse_method
 from vtprune.report import Report
 
@@ -48,10 +49,10 @@ def run_row(
     """Evaluate one row; `on_batch` and `options` go to `evaluate`.
 
     Returns:
-        The result of `evaluate` with "seconds" and, with a method, what the reports of all batches add up to:
-        "tokens_before" and "tokens_after" (visual tokens that are left after the last place) and "prefill_flops"
-        (share of the unpruned model's); for a method that refuses the budget or the model only "unsupported", which
-        says why.
+        The result of `evaluate` with "seconds" and, with a method, what the reports of all batches add up to: visual
+        tokens "tokens_before", "tokens_after" the last place, and "tokens_seen" by the decoder's layers on average, and
+        "prefill_flops" (share of the unpruned model's); for a method that refuses the budget or the model only
+        "unsupported", which says why.
     """
     if row.method is not None:
         try:
@@ -77,6 +78,19 @@ def run_row(
     if reports:
         result["tokens_before"] = sum(report.visual_tokens_before for report in reports)
         result["tokens_after"] = sum(report.visual_tokens_after for report in reports)
+        layers = model.config.get_text_config().num_hidden_layers
+        result["tokens_seen"] = round(sum(seen_tokens(report, layers) for report in reports), 1)
         flops = sum(report.prefill_flops_after for report in reports)
         result["prefill_flops"] = round(flops / sum(report.prefill_flops_before for report in reports), 4)
     return result
+
+
+def seen_tokens(report: Report, layers: int) -> float:
+    """Visual tokens that a layer of the decoder sees, on average over so many layers."""
+    cuts = [(x.layer, x) for x in report.places if x.place == Place.DECODER_LAYER and x.layer is not None]
+    tokens = cuts[0][1].tokens_before if cuts else report.visual_tokens_after
+    seen, start = 0, 0
+    for layer, cut in cuts:
+        seen += (layer - start) * tokens
+        start, tokens = layer, cut.tokens_after
+    return (seen + (layers - start) * tokens) / layers

@@ -14,7 +14,7 @@ from vtprune.evals.clip_questions import CLIP_KINDS
 from vtprune.evals.clip_suite import questions_about_clips
 from vtprune.evals.export import export
 from vtprune.evals.questions import KINDS
-from vtprune.evals.rows import Row, plan
+from vtprune.evals.rows import Row, plan, run_row
 from vtprune.evals.suite import evaluate, scene_questions
 from vtprune.evals.table import main, run_table
 from vtprune.evals.train_family import RECIPES
@@ -81,6 +81,19 @@ def test_plan():
     assert names[2:] == ["fastv:layer=1 keep=0.5", "fastv:layer=1 keep=64", "exit", "divprune:keep=0.5"]
     with pytest.raises(ValueError, match="methods must be among"):
         plan(["fastw"], [0.5])
+
+
+def test_tokens_that_the_decoder_sees(model, processor):
+    layers = model.config.get_text_config().num_hidden_layers
+    options = dict(questions=scene_questions(3), batch_size=2)
+    for row, expected in (
+        (Row("random", 0.25), 64),
+        (Row("fastv:layer=1", 0.25), (256 + (layers - 1) * 64) / layers),
+        (Row(f"exit:layer={layers - 1}"), 256 * (layers - 1) / layers),
+    ):
+        result = run_row(model, processor, row, **options)
+        assert result["tokens_before"] == 3 * 256
+        assert result["tokens_seen"] == pytest.approx(3 * expected, abs=0.1)
 
 
 def test_table_is_resumed(model, processor, tmp_path):
