@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import vtprune
+from tests.engine.test_encoder_layers import Toy
 from tests.families import FAMILIES, IMAGE
 from vtprune.integrations import integrate
 from vtprune.methods.base import EncoderSignal, Keep, Method, Place, Stage
@@ -90,6 +91,25 @@ def test_signals_of_every_block(name):
             got = seen[EncoderSignal(signal, block)][0]
             expected = expected[~newline] if signal == "keys" else expected[~newline].squeeze(1)
             torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llava-clip", "llava-siglip", "llava_next"])
+def test_padding_of_pictures_that_keep_fewer_tokens_has_no_say(name):
+    family = FAMILIES[name]
+    model = family.model()
+    rows = [family.row(2, IMAGE, 3, seed=seed) for seed in range(3)]
+    with vtprune.applied(model, [Toy(), Look()]):
+        Look.seen.clear()
+        model(**family.inputs(*rows))
+        together, Look.seen[:] = list(Look.seen), []
+        for row in rows:
+            model(**family.inputs(row))
+    assert len(together) == len(Look.seen) == len(rows), "pictures keep equally many: nothing is tested"
+    tokens = lambda signals: next(iter(signals.values())).shape[1]  # noqa: E731
+    for batch, alone in zip(sorted(together, key=tokens), sorted(Look.seen, key=tokens), strict=True):
+        for signal, values in alone.items():
+            torch.testing.assert_close(batch[signal], values, atol=1e-5, rtol=1e-4)
 
 
 def test_unknown_block_is_refused():

@@ -22,15 +22,23 @@ def patch_values(
         block: The block.
         queries: (sequences, heads, tokens, head_dim), as its attention uses them.
         keys: Likewise.
-        bias: (sequences, tokens), what is added to the attention logits of each key; None for nothing.
+        bias: (sequences, tokens), what is added to the attention logits of each key; None for nothing. Minus infinity
+            marks padding, which neither asks nor is seen.
     """
     queries, keys = queries.detach(), keys.detach()
     if name == "keys":
         return keys.transpose(1, 2).flatten(2).float()
     scale = integration.encoder_scale(block)
     from_cls = integration.has_cls and name != "received"
+    there = None if bias is None else bias > -torch.inf
     if name == "logits":
-        asking = queries[:, :, :1] if from_cls else queries.mean(2, keepdim=True, dtype=torch.float32)
+        if from_cls:
+            asking = queries[:, :, :1]
+        elif there is None:
+            asking = queries.mean(2, keepdim=True, dtype=torch.float32)
+        else:
+            shares = there.float() / there.sum(1, keepdim=True)
+            asking = (queries.float() * shares[:, None, :, None]).sum(2, keepdim=True)
         return (asking.float() * scale @ keys.float().transpose(-1, -2)).mean(1).transpose(1, 2)
     if bias is not None:
         # As one more channel.
@@ -40,7 +48,7 @@ def patch_values(
         keys = torch.cat((keys, bias.to(keys.dtype)), -1).float()
     if from_cls:
         return attention_scores(queries[:, :, :1], keys, scale=scale).unsqueeze(-1)
-    return attention_column_mass(queries, keys, scale=scale).unsqueeze(-1)
+    return attention_column_mass(queries, keys, scale=scale, key_valid=there, row_mask=there).unsqueeze(-1)
 
 
 @dataclasses.dataclass(frozen=True)
