@@ -33,6 +33,14 @@ def test_one_round_by_hand():
     torch.testing.assert_close(merge(x, [one])[0], torch.tensor([[[2.0, 0.1], [2, 0], [0, 1.5], [1, 1]]]))
 
 
+def test_a_round_of_none_changes_nothing():
+    x = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    first, second, third = merge_rounds(x, [0, 2, 0])
+    assert torch.equal(merge(x, [first])[0], x)
+    assert torch.equal(merge(x, [first, second, third])[2], merge(x, merge_rounds(x, [2]))[0])
+    assert torch.equal(places([first], 5)[0], torch.arange(5).expand(2, -1))
+
+
 def test_a_second_round_averages_averages():
     x = torch.tensor([[[0.0, 1], [3, 1], [6, 1], [9, 1]]])
     same = torch.ones(1, 4, 2)  # every even token joins the first odd one

@@ -75,3 +75,15 @@ def test_early_blocks_merge_plainly():
 def test_refuses(parameters, message):
     with pytest.raises(ValueError, match=message):
         PiToMe(**parameters)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+def test_no_merges_spare_everything(tokens):
+    metric = torch.randn(2, tokens, 4, generator=torch.Generator().manual_seed(0))
+    found = energy_matching(metric, 0, 0.5)
+    assert found.spared.sort(dim=1).values.tolist() == [list(range(tokens))] * 2
+    assert found.sources.shape == found.targets.shape == found.destinations.shape == (2, 0)
+    for spares in (True, False):
+        owner, groups = energy_owner(metric, 0, 0.5, spares=spares)
+        assert groups == tokens
+        assert owner.sort(dim=1).values.tolist() == [list(range(tokens))] * 2

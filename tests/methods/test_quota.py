@@ -39,6 +39,22 @@ def test_the_best_frame_keeps_a_token_at_least():
     assert mask.sum(1).tolist() == [0, 1, 0]
 
 
+@pytest.mark.parametrize("scores", [(1e5, 1e-5, 0.0), (1e-20, 1e-30, 0.0), (math.inf, 1.0, math.nan)])
+def test_any_scale_of_scores(scores):
+    """A power of a large one does not overflow, nor is a small one rounded to nothing; NaN is no score."""
+    mask = QuoTA(keep=30, exponent=100, scorer=by(*scores)).decide(pictures(1, (3, 6, 6))).mask.view(3, 36)
+    assert mask.sum(1).tolist() == [30, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "words"),
+    [(by(1.0, -1.0, 1.0), "with negative ones"), (lambda batch, frames: torch.ones(frames), r"shape \(3,\)\.")],
+)
+def test_scorers_that_return_something_else_are_refused(scorer, words):
+    with pytest.raises(ValueError, match=r"quota: scorer must return 1 x 3 \(videos x frames\) scores >= 0.*" + words):
+        QuoTA(keep=30, scorer=scorer).decide(pictures(1, (3, 6, 6)))
+
+
 @pytest.mark.parametrize(
     ("count", "grid", "size"),
     [(27, (9, 9), (5, 5)), (59, (9, 9), (8, 7)), (11, (9, 9), (3, 3)), (1, (9, 9), (1, 1)), (2, (2, 8), (1, 2))],

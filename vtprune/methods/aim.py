@@ -121,13 +121,18 @@ class Round(NamedTuple):
 def merge_rounds(metric: Tensor, leaving: Sequence[int]) -> list[Round]:
     """Match even tokens with odd ones by the cosine of metric (pictures, tokens, channels), round by round.
 
-    So many even tokens, at most half of all tokens, become part of the odd token that they are most similar to. The
-    metric of a merged token is the plain mean of what it was made of in this round.
+    So many even tokens, at most half of all tokens, become part of the odd token that they are most similar to; a round
+    of none leaves all where they are. The metric of a merged token is the plain mean of what it was made of in this
+    round.
     """
     rounds = []
     metric = metric.detach().float()
     for merges in leaving:
         tokens = metric.shape[1]
+        if merges <= 0 or tokens < 2:
+            every = torch.arange(tokens, device=metric.device).expand(len(metric), -1)
+            rounds.append(Round(every, tokens, every))
+            continue
         matching = bipartite_matching(metric, merges)
         owner, left = owner_map(matching, tokens)
         odd = torch.arange(1, tokens, 2, device=metric.device).expand(len(metric), -1)

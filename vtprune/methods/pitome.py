@@ -171,6 +171,8 @@ def energy_halves_matching(
 
 def _nearest(metric: Tensor, sources: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     unit, _ = live_unit_rows(metric, None)
+    if not targets.shape[1]:
+        return unit.new_zeros(sources.shape), torch.zeros_like(sources)
     pick = lambda index: unit.gather(1, index[..., None].expand(-1, -1, unit.shape[2]))  # noqa: E731
     return first_argmax(pick(sources) @ pick(targets).transpose(1, 2))
 

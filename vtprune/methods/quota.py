@@ -85,8 +85,13 @@ class QuoTA(Method):
         grid, size = pictures.grid[1:], tokens // frames
         x = given(pictures.projected, self.name, "projected").detach()
         scores = (self.scorer or text_scores)(pictures, frames)
+        if scores.shape != (len(x), frames) or bool((scores < 0).any()):
+            raise ValueError(
+                f"{self.name}: scorer must return {len(x)} x {frames} (videos x frames) scores >= 0, got a tensor of "
+                f"shape {tuple(scores.shape)}{' with negative ones' if (scores < 0).any() else ''}."
+            )
         plans: list[list[Plan | None]] = []
-        for video, row in zip(x.unflatten(1, (frames, -1)), scores.double().tolist(), strict=True):
+        for video, row in zip(x.unflatten(1, (frames, -1)), relative(scores), strict=True):
             weights = shares([score**self.exponent for score in row], size / count if self.cap else math.inf)
             counts = [min(int(count * weight), size) for weight in weights]
             if not any(counts):
@@ -116,6 +121,14 @@ def text_scores(pictures: Pictures, frames: int) -> Tensor:
     with full_precision(visual):
         best = (visual @ unit_rows(text).transpose(1, 2)).unflatten(1, (frames, -1)).amax(2)  # (videos, frames, n)
     return ((best * valid.unsqueeze(1)).sum(2) / valid.sum(1, keepdim=True).clamp_min(1)).clamp_min(0)
+
+
+def relative(scores: Tensor) -> list[list[float]]:
+    """Scores (videos, frames) as shares of a video's largest one, of which no power overflows; 0 for NaN."""
+    scores = scores.detach().double().nan_to_num(nan=0.0)
+    largest = scores.amax(1, keepdim=True)
+    found: list[list[float]] = torch.where(largest > 0, scores / largest, 0.0).tolist()
+    return found
 
 
 def shares(weights: Sequence[float], most: float) -> list[float]:
