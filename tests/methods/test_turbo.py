@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
-from tests.methods.inputs import encoder_tokens
+from tests.methods.inputs import INFO, encoder_tokens, pictures
+from vtprune.methods import Place
 from vtprune.methods.tome import merge_step
-from vtprune.methods.turbo import Turbo, attention_weight, turbo_step
+from vtprune.methods.turbo import Turbo, attention_weight, merge_in_rounds, turbo_step
 
 
 @pytest.mark.parametrize(("tokens", "protected"), [(37, 1), (38, 1), (36, 0), (37, 0), (3, 0), (2, 0)])
@@ -53,3 +56,36 @@ def test_the_balance_follows_the_number_of_tokens():
     scaled = Turbo(r=8, alpha=5.0 * 577 / 49).decide(tokens, layers=4)
     assert torch.equal(scaled.owner, Turbo(r=8, balance="fixed").decide(tokens, layers=4).owner)
     assert not torch.equal(scaled.owner, Turbo(r=8, alpha=0).decide(tokens, layers=4).owner)
+
+
+CLOSED = dataclasses.replace(INFO, encoder_stages=False)
+
+
+def test_rounds_merge_groups_by_their_means_and_sums():
+    # Tokens 0 and 1 merge first; their mean then resembles 3, and stands where 1 was, until that merges into 3.
+    features = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]])
+    nothing = torch.zeros(1, 5)
+    assert merge_in_rounds(features, nothing, [(1, 0.0)]).tolist() == [[1, 1, 2, 3, 4]]
+    # Left are 2, 4, 1, 3: at even places 2 and 1 (the mean), at odd ones 4 and 3.
+    assert merge_in_rounds(features, nothing, [(1, 0.0), (1, 0.0)]).tolist() == [[3, 3, 2, 3, 4]]
+    # What the pair receives together spares it, and 2 merges into the first of its equals.
+    attention = torch.tensor([[0.4, 0.4, 0.0, 0.1, 0.1]])
+    assert merge_in_rounds(features, attention, [(1, 0.0), (1, 9.0)]).tolist() == [[1, 1, 4, 3, 4]]
+
+
+def test_where_blocks_cannot_merge_it_does_so_at_the_output():
+    (stage,) = Turbo(keep=0.25).stages(CLOSED)
+    assert (stage.place, stage.scope, stage.budget) == (Place.ENCODER_OUTPUT, "tile", 0.25)
+    batch = pictures(grid=(1, 6, 8))
+    keep = stage.decide(batch)
+    assert keep.mask.sum(1).tolist() == [12, 12]
+    assert torch.equal(keep.mask.gather(1, keep.owner), torch.ones_like(keep.mask))
+    new = keep.mix(batch.projected)
+    group = keep.owner[0] == keep.owner[0, 5]
+    torch.testing.assert_close(new[0, keep.owner[0, 5]], batch.projected[0, group].mean(0))
+    # More is left than two blocks can merge: rounds are added.
+    shallow = dataclasses.replace(CLOSED, encoder_layers=2)
+    assert Turbo(keep=3).stages(shallow)[0].decide(batch).mask.sum(1).tolist() == [3, 3]
+    # The paper's own schedule is carried out as it stands.
+    assert Turbo(r=(8, 40)).stages(shallow)[0].decide(batch).mask.sum(1).tolist() == [20, 20]
+    assert Turbo(r=0).stages(shallow)[0].decide(batch) is None

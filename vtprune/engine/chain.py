@@ -89,6 +89,7 @@ class Chain:
             scored_block=integration.scored_block,
             encoder_heads=integration.encoder_heads,
             takes_videos=integration.takes_videos,
+            encoder_stages=integration.refusal("a method", Place.ENCODER_LAYER.value, False) is None,
         )
         for method in methods:
             if method.needs_video and not integration.takes_videos:

@@ -37,7 +37,8 @@ class ModelInfo:
     of coordinates of a position id: 1, or 3 (time, row, column) with M-RoPE. `attention_blocks` are the vision blocks
     whose attention may be asked for, by index: those in which all patches of a tile or frame see one another, also the
     ones after the last used block; `scored_block` is the one that "encoder_attention" stands for. `encoder_heads` is
-    the number of their heads. `takes_videos` is False where the model cannot be given one.
+    the number of their heads. `takes_videos` is False where the model cannot be given one, `encoder_stages` where no
+    stage can act between encoder layers.
     """
 
     family: str
@@ -50,6 +51,7 @@ class ModelInfo:
     scored_block: int = 0
     encoder_heads: int = 1
     takes_videos: bool = True
+    encoder_stages: bool = True
 
     def attention_block(self, depth: float) -> int:
         """The block whose attention may be asked for that is nearest to a relative depth, in [0, 1] of the used ones.

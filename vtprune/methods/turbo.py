@@ -8,7 +8,9 @@ arXiv 2407.11717. Authors' code: github.com/anakin-skywalker-Joseph/Turbo.
 Differs from the paper in: `keep` names the patches left at the end, and the merges per block follow from it; the weight
 of attention, made for pictures of 577 tokens, grows and falls with the number of tokens (`balance="fixed"` for the
 authors' code), as their attention does; tokens stay in the order of the picture. Encoders without a class token use the
-attention that a token receives on average.
+attention that a token receives on average. Where tokens cannot merge between vision blocks (Qwen-VL, VipLlava), they
+merge at the encoder's output, in as many rounds as it has blocks: by their projected features, and by the attention of
+its last block, which merged tokens add up.
 """
 
 from __future__ import annotations
@@ -23,12 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtprune.budget import Budget
-from vtprune.kernels import Matching, bipartite_matching, gather_rows, owner_map
+from vtprune.kernels import Matching, bipartite_matching, gather_rows, merge_by_owner, owner_map
 from vtprune.methods._importance import received
-from vtprune.methods._select import check_choice, check_number
-from vtprune.methods.base import EncoderTokens, Group, Method, ModelInfo, Place, Positions, Stage
+from vtprune.methods._select import check_choice, check_number, given
+from vtprune.methods.base import EncoderTokens, Group, Keep, Method, ModelInfo, Pictures, Place, Positions, Stage
+from vtprune.methods.mustdrop import average
 from vtprune.methods.registry import register
-from vtprune.methods.tome import check_merges, merges_per_block
+from vtprune.methods.tome import check_merges, even_schedule, expand_schedule, merges_per_block
 
 UNIT = 30.0
 """Factor on `alpha` in the authors' code."""
@@ -39,10 +42,10 @@ TOKENS = 577
 @register("turbo")
 @dataclasses.dataclass(frozen=True)
 class Turbo(Method):
-    """Bipartite merging between attention and MLP by similarity less attention; the class token stays alone."""
+    """Bipartite merging by similarity less attention, in every encoder block; the class token stays alone."""
 
     kind = "merging"
-    places = (Place.ENCODER_LAYER,)
+    places = (Place.ENCODER_LAYER, Place.ENCODER_OUTPUT)
     paper = "Turbo, ECCV 2024, arXiv 2407.11717"
     cost = "n^2 d / 4 + n D per encoder block with [CLS]; n^2 D more without"
 
@@ -68,9 +71,21 @@ class Turbo(Method):
         check_choice("balance", self.balance, ("scaled", "fixed"))
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
-        """One merge in every encoder block."""
+        """One merge in every encoder block; where that cannot be, all of them at the encoder's output."""
         if isinstance(self.r, tuple) and len(self.r) > model.encoder_layers:
             raise ValueError(f"r must name at most {model.encoder_layers} blocks of this model, got {len(self.r)}.")
+        if not model.encoder_stages:
+            return [
+                Stage(
+                    Place.ENCODER_OUTPUT,
+                    functools.partial(self.merge_at_once, layers=model.encoder_layers),
+                    signals=frozenset({"projected", "encoder_attention"}),
+                    positions=self.positions,
+                    mixes=True,
+                    scope="tile",
+                    budget=self.keep if self.r is None else None,
+                )
+            ]
         if model.patches is not None:
             merges_per_block(self.keep, self.r, self.inflection, model.patches, model.encoder_layers)
         decide = functools.partial(self.decide, layers=model.encoder_layers)
@@ -84,10 +99,36 @@ class Turbo(Method):
         merges = min(schedule[tokens.layer], (there - tokens.protected) // 2)
         if merges <= 0 or there < self.r_threshold:
             return None
-        weight = attention_weight(self.alpha, self.beta, self.gamma, sum(n > 0 for n in schedule[: tokens.layer]))
-        if self.balance == "scaled":
-            weight *= (tokens.patches + tokens.protected) / TOKENS
-        return turbo_step(tokens.keys, received(tokens, self.name) * weight, merges, tokens.protected)
+        merged = sum(n > 0 for n in schedule[: tokens.layer])
+        value = received(tokens, self.name) * self.weight(merged, tokens.patches + tokens.protected)
+        return turbo_step(tokens.keys, value, merges, tokens.protected)
+
+    def merge_at_once(self, pictures: Pictures, layers: int) -> Keep | None:
+        """Merge in rounds what an encoder of `layers` blocks puts out."""
+        projected = given(pictures.projected, self.name, "projected")
+        attention = given(pictures.attention, self.name, "encoder_attention").float()
+        tokens, count = pictures.tokens, pictures.count(self.keep)
+        if self.r is None:
+            # A round merges at most half of the tokens, so that a shallow encoder may have too few blocks.
+            schedule = even_schedule(tokens, count, max(layers, (-(-tokens // count) - 1).bit_length()))
+        else:
+            schedule = expand_schedule(self.r, layers, self.inflection)
+        rounds: list[tuple[int, float]] = []
+        there = tokens
+        for merges in schedule:
+            if (merges := min(merges, there // 2)) > 0 and there >= self.r_threshold:
+                rounds.append((merges, self.weight(len(rounds), tokens)))
+                there -= merges
+        if not rounds:
+            return None
+        owner = merge_in_rounds(projected, attention / attention.sum(1, keepdim=True), rounds)
+        mask = owner == torch.arange(tokens, device=owner.device)
+        return Keep(mask, functools.partial(average, owner=owner), owner)
+
+    def weight(self, merged: int, tokens: int) -> float:
+        """What attention is multiplied by after `merged` blocks that merged, of pictures with so many tokens."""
+        weight = attention_weight(self.alpha, self.beta, self.gamma, merged)
+        return weight * tokens / TOKENS if self.balance == "scaled" else weight
 
 
 def attention_weight(alpha: float, beta: float, gamma: float, merged: int) -> float:
@@ -119,3 +160,27 @@ def turbo_step(keys: Tensor, value: Tensor, merges: int, protected: int = 0) -> 
     partner = torch.zeros_like(order).scatter(1, sources, destinations).gather(1, merging)
     matching = Matching(merging, partner, alone.sort(dim=1).values if protected else alone)
     return Group(*owner_map(matching, tokens, protected=protected))
+
+
+def merge_in_rounds(features: Tensor, attention: Tensor, rounds: Sequence[tuple[int, float]]) -> Tensor:
+    """For every token (pictures, tokens) the one that stands for it after several rounds of `turbo_step`.
+
+    Args:
+        features: (pictures, tokens, channels), averaged over groups.
+        attention: (pictures, tokens), added up over groups.
+        rounds: How many merge, and what attention is multiplied by, in each round.
+    """
+    group = torch.arange(features.shape[1], device=features.device).repeat(len(features), 1)
+    stands = group  # (pictures, groups), the token that stands for each of them
+    for merges, weight in rounds:
+        groups = stands.shape[1]
+        metric, _ = merge_by_owner(features.detach().float(), group, groups)
+        value = attention.new_zeros(stands.shape).scatter_add(1, group, attention)
+        step = turbo_step(metric, value * weight, merges)
+        # A token at an odd place never merges into another one, and so stands for its group.
+        place = torch.arange(groups, device=group.device)
+        rank = torch.where(place % 2 == 1, place, place - groups).expand_as(stands)
+        first = torch.full_like(stands[:, : step.groups], -groups)
+        stands = stands.gather(1, first.scatter_reduce(1, step.owner, rank, "amax") % groups)
+        group = step.owner.gather(1, group)
+    return stands.gather(1, group)
