@@ -160,7 +160,7 @@ def _fastv_selection(case: Case) -> dict[str, Any]:
 
 
 def _fastv_prefill(case: Case) -> dict[str, Any]:
-    model = _llama(case)
+    model = llama(case)
     cut_at, x = int(case["K"]), case["inputs_embeds"][None]
     slots = x.shape[1]
     positions = torch.arange(slots)[None]
@@ -193,7 +193,8 @@ def _fastv_prefill(case: Case) -> dict[str, Any]:
     }
 
 
-def _llama(case: Case) -> LlamaModel:
+def llama(case: Case) -> LlamaModel:
+    """The decoder of a case, with its weights."""
     heads = int(case["num_heads"])
     config = LlamaConfig(
         vocab_size=1,

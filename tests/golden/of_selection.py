@@ -13,7 +13,6 @@ from vtprune.kernels import compact_index, greedy_select
 from vtprune.methods import Pictures
 from vtprune.methods._frames import frame_numbers
 from vtprune.methods._select import index_mask
-from vtprune.methods.aim import merge, merge_rounds
 from vtprune.methods.cdpruner import relevance
 from vtprune.methods.evs import EVS, dissimilarity
 from vtprune.methods.idpruner import IDPruner, marginal_relevance
@@ -95,18 +94,6 @@ def cdpruner(case: Case) -> dict[str, Any]:
     }
 
 
-def aim(case: Case) -> dict[str, Any]:
-    """Merging before the language model; the cases of the pruning inside it have no adapter yet."""
-    if "r_per_step" in case:
-        rounds = merge_rounds(case["features"], case["r_per_step"].tolist())
-        return {"counts_after_step": [one.tokens for one in rounds], "out": merge(case["features"], rounds)[-1]}
-    metric = case.get("metric", case["x"])
-    rounds = merge_rounds(metric, case["rounds"].tolist())
-    return {f"out_{i}": x for i, x in enumerate(merge(case["x"], rounds))} | {
-        f"metric_out_{i}": x for i, x in enumerate(merge(metric, rounds))
-    }
-
-
 def quota(case: Case) -> dict[str, Any]:
     side, budget, version = int(case["grid"]), int(case["total"]) * int(case["per"]), int(case["version"])
     raw = [(100 * p) ** 2 for p in case["prob_A"].tolist()]
@@ -125,10 +112,8 @@ def quota(case: Case) -> dict[str, Any]:
     }
 
 
-ADAPTERS = {"aim": aim, "cdpruner": cdpruner, "evs": evs, "idpruner": idpruner, "quota": quota, "vidcom2": vidcom2}
-METHOD_OF_FOLDER = {"aim_video": "aim"}
+ADAPTERS = {"cdpruner": cdpruner, "evs": evs, "idpruner": idpruner, "quota": quota, "vidcom2": vidcom2}
 INPUTS = {
-    "aim": {"x", "metric", "rounds", "features", "grid", "r_per_step"},
     "cdpruner": {"image_features", "image_embeds", "text_embeds"},
     "evs": {"embeds", "thw_premerge"},
     "idpruner": {"features", "q_weight", "q_bias", "k_weight", "k_bias", "raw_scores", "params"},

@@ -21,7 +21,7 @@ def method_of(path: Path) -> str:
 
 
 def is_input(method: str, name: str, array: np.ndarray) -> bool:
-    if method == "fastv" and name.startswith("w."):
+    if name.startswith("w."):
         return True
     # Single numbers are parameters of a case, but for the few that a method has to come up with.
     parameter = array.ndim == 0 and (method, name) not in adapters.SCALAR_OUTPUTS

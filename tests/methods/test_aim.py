@@ -1,4 +1,4 @@
-"""AIM: rounds of merging, where merged tokens stand, and what they are made of."""
+"""AIM: rounds of merging, where merged tokens stand, what they are made of, and who leaves the decoder when."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 import vtprune
 from tests.families import FAMILIES, IMAGE
 from tests.methods.inputs import INFO, pictures
+from tests.reference import reference, run
 from vtprune.methods import ModelInfo
-from vtprune.methods.aim import AIM, halvings, last_block, merge, merge_rounds, places
+from vtprune.methods._rounds import halvings, merge, merge_rounds, places
+from vtprune.methods.aim import AIM, importance, last_block, shares_left
 from vtprune.methods.base import EncoderSignal
 
 
@@ -94,3 +96,83 @@ def test_gradients_reach_every_token():
     decision = AIM(keep=3).decide(batch)
     decision.mix(x)[decision.mask].sum().backward()
     assert (x.grad.abs().sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize(("first", "layers", "last"), [(14, 28, 22), (13, 32, 21)])
+def test_schedule_of_the_paper(first, layers, last):
+    shares = shares_left(first, 0.125, layers)
+    assert list(shares) == list(range(first + 1, last + 1))
+    assert list(shares.values()) == [1 - i / 8 for i in range(1, 9)]
+
+
+def test_schedule_ends_with_the_model():
+    assert shares_left(2, 0.25, 5) == {3: 0.75, 4: 0.5}
+    (_, stage) = AIM(prune_from=2, prune_step=0.25).stages(dataclasses.replace(INFO, decoder_layers=5))
+    assert stage.layers == (3, 4)
+    with pytest.raises(ValueError, match="prune_from must be a layer from 0 to 30"):
+        AIM(prune_from=31).stages(INFO)
+
+
+def votes_by_hand(q, k, scale, seen, asking):
+    """Page rank with whole matrices, float64: q, k (heads, slots, head_dim), seen (keys,), asking (slots,)."""
+    slots, keys = q.shape[1], k.shape[1]
+    logits = (q.double() @ k.double().transpose(1, 2)) * scale / 0.1
+    mask = torch.arange(keys) <= torch.arange(keys - slots, keys)[:, None]
+    shares = logits.masked_fill(~(mask & seen), -torch.inf).softmax(-1)[..., keys - slots :]
+    votes = torch.full((len(q), 1, slots), 1 / slots).double()
+    for _ in range(5):
+        votes = (votes * asking) @ shares.nan_to_num(0)
+    return votes.square().mean(0).sqrt()[0]
+
+
+@pytest.mark.parametrize("earlier", [0, 4])
+def test_importance_by_hand(earlier):
+    """With padding, with keys that heads share, and with keys of an earlier turn."""
+    g = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 4, 11, 8, generator=g), torch.randn(2, 2, earlier + 11, 8, generator=g)
+    valid = torch.ones(2, earlier + 11, dtype=torch.bool)
+    valid[1, earlier : earlier + 3] = False
+    found = importance(q, k, 0.35, valid=valid, asking=valid[:, earlier:])
+    for row in range(2):
+        heads = k[row].repeat_interleave(2, 0)
+        expected = votes_by_hand(q[row], heads, 0.35, valid[row], valid[row, earlier:])
+        torch.testing.assert_close(found[row].double(), expected, rtol=1e-4, atol=1e-9)
+
+
+PRUNED = ("aim", {"keep": 0.6, "prune_from": 1, "prune_step": 0.4})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pruning_equals_the_bare_model(name):
+    family = FAMILIES[name]
+    model = family.model()
+    rows = [family.row(5, IMAGE, 7), family.row(3, IMAGE, 2, IMAGE, 6, seed=1)]
+    for row in rows:
+        (decided,), (fed,), logits, report = run(model, family, PRUNED, row)
+        expected, _ = reference(model, family, row, decided, fed)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+        counts = [(p.layer, p.tokens_after) for p in report.places if p.layer is not None]
+        assert [layer for layer, _ in counts] == [2, 3, 4]
+        newlines = report.visual_tokens_before - sum(len(m.tokens) for p in report.pictures for m in p.maps)
+        merged = sum(len(p.entered) for p in report.pictures)
+        if not newlines:
+            assert [n for _, n in counts] == [int(merged * 0.6), int(merged * 0.2), 0]
+        assert counts[-1][1] == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llava-clip", "llava_next", "qwen3_vl"])
+def test_pruned_batch_equals_its_rows_alone(name):
+    family = FAMILIES[name]
+    rows = [family.row(5, IMAGE, 7, seed=1), family.row(9, seed=2), family.row(1, IMAGE, 2, IMAGE, 4, seed=4)]
+    settings = dict(max_new_tokens=4, do_sample=False)
+    with vtprune.applied(family.model(), PRUNED[0], **PRUNED[1]) as model:
+        x = family.inputs(*rows)
+        together = [model(**x).logits[:, -1], model(**x, use_cache=False).logits[:, -1]]
+        answers = model.generate(**x, **settings)[:, -4:]
+        for i, row in enumerate(rows):
+            alone = family.inputs(row)
+            for logits in together:
+                torch.testing.assert_close(logits[i], model(**alone).logits[0, -1], atol=1e-4, rtol=1e-4)
+            assert torch.equal(answers[i], model.generate(**alone, **settings)[0, -4:])

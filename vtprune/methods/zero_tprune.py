@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from vtprune.budget import Budget, token_count
-from vtprune.kernels import attention_column_mass, attention_scores, compact_index, gather_rows
+from vtprune.kernels import compact_index, gather_rows
 from vtprune.kernels._cosine import live_unit_rows
 from vtprune.methods._select import check_number, check_whole_numbers, given, top_k_mask
+from vtprune.methods._votes import pass_votes
 from vtprune.methods.base import EncoderTokens, Keep, Method, ModelInfo, Place, Positions, Stage, check_layer
 from vtprune.methods.registry import register
 
@@ -121,16 +122,11 @@ def page_rank(queries: Tensor, keys: Tensor, iterations: int, *, scale: float, c
         scale: Factor on the products of queries and keys.
         cls: Token 0 starts with the root of the number of tokens times the weight of each other.
     """
-    pictures, heads, tokens, _ = queries.shape
-    q, k = (x.detach().float().flatten(0, 1).unsqueeze(1) for x in (queries, keys))
-    votes = q.new_ones(pictures * heads, tokens)
+    tokens = queries.shape[2]
+    votes = queries.new_ones(queries.shape[:3], dtype=torch.float32)
     if cls:
-        votes[:, 0] = tokens**0.5
-    votes = votes * tokens / votes.sum(1, keepdim=True)
-    _, lse = attention_column_mass(q, k, scale=scale, return_lse=True)
-    for _ in range(iterations):
-        votes = attention_scores(q, k, scale=scale, lse=lse, reduce_rows="sum", row_weights=votes)
-    return votes.unflatten(0, (pictures, heads))
+        votes[..., 0] = tokens**0.5
+    return pass_votes(votes * tokens / votes.sum(-1, keepdim=True), queries, keys, iterations, scale=scale)
 
 
 def join_heads(votes: Tensor, low: float = 0.01, high: float = 0.7) -> Tensor:
