@@ -76,6 +76,8 @@ class Integration(ABC):
     """What positions="auto" stands for: "compact" where the methods' authors make positions dense in their own code."""
     joins_patches: ClassVar[bool] = False
     """Whether several patches of a picture, or of a frame, make one token: joined, pooled or resampled."""
+    any_size: ClassVar[bool] = False
+    """Whether the encoder takes pictures of any size, and puts out accordingly many tokens."""
     grid_stages: ClassVar[Literal["projector", "language model"]] = "projector"
     """Before what a method that replaces whole grids acts."""
 
@@ -262,6 +264,22 @@ class Integration(ABC):
 
         Tokens that the model mixes from several patches get the same mixture of their pixels.
         """
+
+    def pixels(self, call: EncoderCall) -> list[Tensor]:
+        """What each unit shows, (frames, channels, height, width); for encoders that take any size."""
+        raise TypeError(f"{self.family_name} takes no pictures of other sizes.")
+
+    def with_pixels(self, call: EncoderCall, pixels: Sequence[Tensor]) -> EncoderCall:
+        """A call that encodes these pixels instead.
+
+        Raises:
+            ValueError: Their sides are no whole numbers of tokens.
+        """
+        raise TypeError(f"{self.family_name} takes no pictures of other sizes.")
+
+    def spread_units(self, output: Any, index: Sequence[Tensor]) -> None:
+        """Put other tokens in the output of a call that encodes pictures: of every unit those of `index` (slots,)."""
+        raise TypeError(f"{self.family_name} takes no pictures of other sizes.")
 
     # The prompt.
 

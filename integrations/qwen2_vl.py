@@ -27,6 +27,7 @@ class Qwen2VLIntegration(Integration):
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
     modalities = ("image", "video")
     position_axes = 3
+    any_size = True
     grid_stages = "language model"
 
     def __init__(self, model: Any) -> None:
@@ -115,11 +116,40 @@ class Qwen2VLIntegration(Integration):
         tokens = tokens[self.raster_order(grids).to(tokens.device)]
         return list(tokens.split((grids.prod(-1) // self.merge**2).tolist()))
 
+    def _patches(self, call: EncoderCall) -> Tensor:
+        """(patches, numbers) in the order of tokens, four in a row; windows are made later."""
+        return call.arguments["pixel_values" if call.kind == "image" else "pixel_values_videos"]
+
     def pixels_on_slots(self, call: EncoderCall) -> list[Tensor]:
-        name = "pixel_values" if call.kind == "image" else "pixel_values_videos"
-        # The patches of a token lie in a row, with all frames that a patch holds; windows are made later.
-        tokens = call.arguments[name].unflatten(0, (-1, self.merge**2)).flatten(1)
+        tokens = self._patches(call).unflatten(0, (-1, self.merge**2)).flatten(1)
         return list(tokens.split((self.grids(call).prod(-1) // self.merge**2).tolist()))
+
+    def pixels(self, call: EncoderCall) -> list[Tensor]:
+        merge, grids = self.merge, self.grids(call)
+        patch = self.model.config.vision_config.patch_size
+        found = []
+        units = self._patches(call).split(grids.prod(-1).tolist())
+        for unit, (frames, rows, columns) in zip(units, grids.tolist(), strict=True):
+            tokens = unit.view(frames, rows // merge, columns // merge, merge, merge, -1, patch, patch)
+            found.append(tokens.permute(0, 5, 1, 3, 6, 2, 4, 7).flatten(5).flatten(2, 4))
+        return found
+
+    def with_pixels(self, call: EncoderCall, pixels: Sequence[Tensor]) -> EncoderCall:
+        merge, patch = self.merge, self.model.config.vision_config.patch_size
+        units, grids = [], []
+        for unit in pixels:
+            frames, _, *sides = unit.shape
+            if any(side % (merge * patch) for side in sides):
+                raise ValueError(f"the sides of a picture must be multiples of {merge * patch} pixels, got {sides}.")
+            tokens = unit.unflatten(3, (-1, merge, patch)).unflatten(2, (-1, merge, patch))
+            units.append(tokens.permute(0, 2, 5, 3, 6, 1, 4, 7).flatten(5).flatten(0, 4))
+            grids.append([frames, *(side // patch for side in sides)])
+        name = "pixel_values" if call.kind == "image" else "pixel_values_videos"
+        changed = {name: torch.cat(units), f"{call.kind}_grid_thw": self.grids(call).new_tensor(grids)}
+        return EncoderCall(call.kind, {**call.arguments, **changed})
+
+    def spread_units(self, output: Any, index: Sequence[Tensor]) -> None:
+        output.pooler_output = tuple(x[i] for x, i in zip(output.pooler_output, index, strict=True))
 
     def raster_order(self, grids: Tensor) -> Tensor:
         """(tokens,): where each token, in raster order, stands in the encoder's sequence."""

@@ -25,12 +25,13 @@ METHODS = {
     "divprune": chain_of("divprune", 0.3),
     "fourier": chain_of("fourier", 0.3),
     "fastv": chain_of("fastv", 0.3, layer=2),
+    "resize": chain_of("resize", 0.3),
     "exit": chain_of("exit", layer=3),
     "todre": chain_of("todre", 0.3),
     "tome": chain_of("tome", 0.5),
     "chain": chain_of(["divprune:keep=0.5", "fastv:layer=2,keep=0.5"]),
 }
-AT_DOOR = ("fastervlm", "divprune", "fourier")
+AT_DOOR = ("fastervlm", "divprune", "fourier", "resize")
 PROMPTS = {
     "picture": [(5, IMAGE, 7)],
     "batch": [(5, IMAGE, 7), (3, IMAGE, 2, IMAGE, 4), (9,)],

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from tests.methods.inputs import pictures
 from vtprune.methods import Pictures, Replace, build_method
+from vtprune.methods._grids import cell_owner, fit_grid
 from vtprune.methods.fourier import (
     Fourier,
-    cell_owner,
-    fit_grid,
     low_pass,
     low_pass_in_time,
     resampling_matrix,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections import defaultdict
 from typing import Any
@@ -39,6 +40,15 @@ class LayerInput:
 
 
 @dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A call that encodes pictures made smaller before: its arguments, and what its caller got in the end."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class Step:
     """One call of the language model: arguments in the place of the caller's, and what its layers get."""
 
@@ -52,6 +62,8 @@ class Plan:
 
     Args:
         steps: The prefill, then each step of decoding.
+        encoded: Per call that encodes pictures, what is encoded instead; None where that is what was given. Empty if no
+            picture was made smaller.
         blocks: Per vision block and call, tokens in its attention and in its MLP; empty if nothing leaves in between.
         towers: Per call of the tower its output, where merged patches were copied back; None where they were not.
         projected: Per call of the projector, how many tokens run through it, and what stands behind it.
@@ -61,6 +73,7 @@ class Plan:
     """
 
     steps: tuple[Step, ...]
+    encoded: list[Encoded | None]
     blocks: dict[int, list[tuple[int, int]]]
     towers: list[Any]
     projected: list[tuple[int, Tensor | None]]
@@ -82,7 +95,7 @@ def record(model: Any, chain: Any, request: Requested) -> Plan:
     """
     integration = integrate(model)
     recorder = _Recorder(integration)
-    with recorder.deepstack_hooks(), vtprune.applied(model, chain), recorder.hooks():
+    with recorder.inner_hooks(), vtprune.applied(model, chain), recorder.hooks():
         generate(model, request)
         report = vtprune.report(model)
     if report is None:
@@ -93,6 +106,8 @@ def record(model: Any, chain: Any, request: Requested) -> Plan:
 class _Recorder:
     def __init__(self, integration: Integration) -> None:
         self.integration = integration
+        self.encoded: list[Encoded | None] = []
+        self.encoding: list[tuple[tuple[Any, ...], dict[str, Any]]] | None = None  # calls below the one under way
         self.calls: list[dict[str, Any]] = []
         self.layers: list[dict[int, tuple[int, Any, Any]]] = []
         self.blocks: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -101,9 +116,11 @@ class _Recorder:
         self.projected: list[tuple[int, Tensor | None]] = []
         self.deepstack: list[tuple[Tensor, Tensor]] = []
 
-    def deepstack_hooks(self) -> Hooks:
-        """Under the engine's own: sees what is added in the end."""
+    def inner_hooks(self) -> Hooks:
+        """Under the engine's own: see what is encoded, and what is added by DeepStack, in the end."""
         hooks = Hooks()
+        for kind in self.integration.modalities:
+            hooks.replace(self.integration.multimodal, f"get_{kind}_features", self._encode_below)
         language_model: Any = self.integration.language_model
         if DeepStackRows.used_by(language_model):
             hooks.replace(language_model, DeepStackRows.METHOD, self._deepstack)
@@ -112,6 +129,8 @@ class _Recorder:
     def hooks(self) -> Hooks:
         """Behind the engine's: see what its hooks have made of the arguments."""
         integration, hooks = self.integration, Hooks()
+        for kind in integration.modalities:
+            hooks.replace(integration.multimodal, f"get_{kind}_features", self._encode)
         hooks.before(integration.language_model, self._language_model)
         for i, layer in enumerate(integration.decoder_layers):
             hooks.before(layer, self._layer(i))
@@ -122,6 +141,29 @@ class _Recorder:
         if integration.projects_tiles:
             hooks.after(integration.projectors[0], self._projector)
         return hooks
+
+    def _encode(self, original: Any) -> Any:
+        @functools.wraps(original)  # generate reads its signature
+        def encode(*args: Any, **kwargs: Any) -> Any:
+            if self.encoding is not None:  # videos that are encoded by the method for pictures
+                return original(*args, **kwargs)
+            self.encoding = []
+            output = original(*args, **kwargs)
+            (below, *_), self.encoding = self.encoding, None
+            same = [id(x) for x in (*args, *kwargs.values())] == [id(x) for x in (*below[0], *below[1].values())]
+            self.encoded.append(None if same else Encoded(*below, output))
+            return output
+
+        return encode
+
+    def _encode_below(self, original: Any) -> Any:
+        @functools.wraps(original)  # generate reads its signature
+        def encode(*args: Any, **kwargs: Any) -> Any:
+            if self.encoding is not None:
+                self.encoding.append((args, kwargs))
+            return original(*args, **kwargs)
+
+        return encode
 
     def _deepstack(self, original: Any) -> Any:
         def process(hidden: Tensor, mask: Tensor, features: Tensor) -> Any:
@@ -174,6 +216,7 @@ class _Recorder:
         merged = any(len(set(itertools.chain(*tokens))) > 1 for tokens in zip(*self.blocks.values(), strict=True))
         return Plan(
             steps=steps,
+            encoded=self.encoded if any(x is not None for x in self.encoded) else [],
             blocks=dict(self.blocks) if merged else {},
             towers=self.towers if any(x is not None for x in self.towers) else [],
             projected=self.projected if any(x is not None for _, x in self.projected) else [],

@@ -6,6 +6,8 @@ tokens leave as a plain slice. So the ideal is the lower bound for every impleme
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
 from torch import Tensor
@@ -34,7 +36,11 @@ class _Replay:
         self.number = -1
         self.hooks = Hooks()
         self.layer_hooks: list[Any] = []
-        self.counts = {"tower": 0, "projector": 0, "deepstack": 0}
+        self.counts = {"encoder": 0, "tower": 0, "projector": 0, "deepstack": 0}
+        self.encoding = False
+        if plan.encoded:
+            for kind in integration.modalities:
+                self.hooks.replace(integration.multimodal, f"get_{kind}_features", self._encode)
         self._language_model(integration)
         for i, calls in plan.blocks.items():
             if i and any(before != left for (before, _), (_, left) in zip(calls, plan.blocks[i - 1], strict=True)):
@@ -86,6 +92,21 @@ class _Replay:
             return (hidden, *args[1:]), kwargs
 
         return hook
+
+    def _encode(self, original: Any) -> Any:
+        @functools.wraps(original)  # generate reads its signature
+        def encode(*args: Any, **kwargs: Any) -> Any:
+            if self.encoding:  # videos that are encoded by the method for pictures
+                return original(*args, **kwargs)
+            smaller = self.plan.encoded[self.counts["encoder"]]
+            self.counts["encoder"] += 1
+            self.encoding = True
+            output = original(*args, **kwargs) if smaller is None else original(*smaller.args, **smaller.kwargs)
+            self.encoding = False
+            # What follows counts on the features of all tokens; the language model is given its own input anyway.
+            return output if smaller is None else copy.copy(smaller.output)
+
+        return encode
 
     def _deepstack(self, original: Any) -> Any:
         def process(hidden: Tensor, mask: Tensor, features: Tensor) -> Any:

@@ -14,6 +14,7 @@ from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.merging import DROPPED, Running
 from vtprune.engine.patches import Seen, patch_values
 from vtprune.engine.pixels import pixel_steps
+from vtprune.engine.shrinking import shrink
 from vtprune.integrations.base import EncoderBlock, EncoderCall, Integration, PictureLayout
 from vtprune.kernels import gather_rows
 from vtprune.methods.base import EncoderSignal, EncoderTokens, Group, Keep, Pictures, Replace
@@ -44,7 +45,10 @@ class EncoderRun:
     """State of one call of `get_image_features` or `get_video_features`; lives on as long as its features.
 
     Attributes:
-        units: What was encoded, see `Integration`.
+        given: The call as it was made.
+        call: The call that is encoded: the same, or that of smaller pictures.
+        covers: Per unit, the token of the smaller picture that covers each slot, (slots,); None if all kept their size.
+        units: What was given, see `Integration`.
         encoded: Per unit, features before the projector (slots, channels); None if nobody asks for them.
         signals: What was asked of vision blocks, per unit (slots,) or (slots, channels).
         pixel_steps: What neighbouring pixels differ by, per unit (slots, 2); None if nobody asks for it.
@@ -57,7 +61,8 @@ class EncoderRun:
     def __init__(self, integration: Integration, chain: Chain, call: EncoderCall) -> None:
         self.integration = integration
         self.chain = chain
-        self.call = call
+        self.given = self.call = call
+        self.covers: list[Tensor] | None = None
         self.joins_patches = integration.patches_per_token(call) > 1
         self.events: list[Event] = []
         self.layer_tokens: dict[int, tuple[int, int]] = {}
@@ -86,6 +91,17 @@ class EncoderRun:
     def __deepcopy__(self, memo: dict[int, Any]) -> EncoderRun:
         # Assisted decoding copies encoder outputs; a finished run does not change, and leads to the whole model.
         return self
+
+    # Before the encoder.
+
+    def shrink(self) -> bool:
+        """Let the stages at its input make the pictures smaller; returns whether they did."""
+        if not self.chain.encoder_input_stages:
+            return False
+        self.call, self.covers, acted = shrink(self.integration, self.chain.encoder_input_stages, self.given)
+        self.events += [Event(stage, None, before, after) for stage, before, after in acted]
+        self.projected_tokens = acted[-1][2]
+        return self.covers is not None
 
     # Between encoder layers.
 
@@ -227,7 +243,7 @@ class EncoderRun:
         """Bring everything that stages at the language model's door may ask for to the slots of the units."""
         integration, call = self.integration, self.call
         with torch.no_grad():
-            self.units = self.units or integration.layouts(call)
+            self.units = self.units or integration.layouts(self.given)
             owner = self.group_owner
             if owner is None and self.tokens.owner is not None:
                 owner = self.tokens.owner[:, integration.leading :]
@@ -238,6 +254,8 @@ class EncoderRun:
                 self.signals[signal] = on_slots if signal.name == "keys" else [x.squeeze(1) for x in on_slots]
             if self.chain.compares_pixels:
                 self.pixel_steps = pixel_steps(integration, call, self.units)
+            if self.covers is not None:
+                self._cover(self.covers)
         if self.features is not None and self.chain.door_stages:
             features = self.features
             if self.group_owner is not None:
@@ -252,14 +270,18 @@ class EncoderRun:
         self.projections = {}
         self.attention_inputs = {}
         self.values = self.left_by_stages = None
-        # From here on only the shapes of pixels matter.
-        pixels = {k: v.to("meta") for k, v in call.arguments.items() if isinstance(v, Tensor) and "pixel" in k}
-        self.call = EncoderCall(call.kind, {**call.arguments, **pixels})
+        self.given, self.call = _without_pixels(self.given), _without_pixels(call)
+
+    def _cover(self, covers: Sequence[Tensor]) -> None:
+        """Bring what is known of smaller pictures to the slots that they cover."""
+        self.groups = [x[i] for x, i in zip(self.groups, covers, strict=True)] if self.groups else list(covers)
+        for signal, values in self.signals.items():
+            self.signals[signal] = [x[i] for x, i in zip(values, covers, strict=True)]
 
     def without_features(self) -> EncoderRun:
         """A copy for a report, which needs no features."""
         twin = copy.copy(self)
-        twin.encoded = twin.groups = twin.pixel_steps = None
+        twin.encoded = twin.covers = twin.groups = twin.pixel_steps = None
         twin.signals = {}
         return twin
 
@@ -267,3 +289,9 @@ class EncoderRun:
         """Note the time from frame to frame of every video; a beam search repeats them."""
         times = seconds[:: max(len(seconds) // max(len(self.units), 1), 1)]
         self.units = [dataclasses.replace(x, seconds=float(t)) for x, t in zip(self.units, times, strict=True)]
+
+
+def _without_pixels(call: EncoderCall) -> EncoderCall:
+    """From here on only the shapes of pixels matter."""
+    pixels = {k: v.to("meta") for k, v in call.arguments.items() if isinstance(v, Tensor) and "pixel" in k}
+    return EncoderCall(call.kind, {**call.arguments, **pixels})

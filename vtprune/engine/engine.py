@@ -137,9 +137,9 @@ class Engine:
             if self.local.encoding is not None:  # videos that are encoded by the method for pictures
                 return original(*args, **kwargs)
             bound = signature.bind(*args, **kwargs).arguments
-            enter(EncoderCall(kind, encoder_arguments(kind, {**bound, **bound.pop("kwargs", {})})))
+            other = enter(EncoderCall(kind, encoder_arguments(kind, {**bound, **bound.pop("kwargs", {})})))
             try:
-                output = original(*args, **kwargs)
+                output = original(*args, **kwargs) if other is None else original(**other)
             except BaseException:
                 self.local.encoding = None
                 raise
@@ -148,16 +148,24 @@ class Engine:
 
         return encode
 
-    def _enter_encoder(self, call: EncoderCall) -> None:
+    def _enter_encoder(self, call: EncoderCall) -> dict[str, Any] | None:
+        """Begin a run; returns arguments of a call to be made instead, if pictures become smaller."""
         if self.chain.encoder_layer_stages:
             self._refuse_checkpointing(self.integration.tower)
         self.integration.check(call)
-        self.local.encoding = EncoderRun(self.integration, self.chain, call)
+        run = EncoderRun(self.integration, self.chain, call)
+        smaller = run.shrink()
+        self.local.encoding = run
+        return dict(run.call.arguments) if smaller else None
 
     def _leave_encoder(self, output: Any) -> None:
         run, self.local.encoding = self.local.encoding, None
         if run is None:
             return
+        if run.covers is not None:
+            if isinstance(output, tuple):
+                raise ValueError(f"{self.chain.label} needs return_dict=True where pictures are encoded.")
+            self.integration.spread_units(output, run.covers)
         run.finish()
         self.local.runs[run.call.kind] = run
         if not isinstance(output, tuple):

@@ -113,11 +113,11 @@ class Prefill:
         for i, layer in enumerate(self.integration.all_encoder_layers):
             mlp = linear_flops(layer.get_submodule("mlp"))
             rest = linear_flops(layer) - mlp
-            lengths = self.integration.encoder_lengths(i, run.call)
             now = run.layer_tokens.get(i, None if now is None else (now[1], now[1]))
-            for n in lengths:
-                attended, fed = (n, n) if now is None else now
+            for n in self.integration.encoder_lengths(i, run.given):
                 before += n * (mlp + rest) + attention_flops(n, n, width)
+            for n in self.integration.encoder_lengths(i, run.call):
+                attended, fed = (n, n) if now is None else now
                 after += attended * rest + fed * mlp + attention_flops(attended, attended, width)
         return before, after
 

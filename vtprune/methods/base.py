@@ -23,6 +23,7 @@ Scope = Literal["picture", "tile"]
 class Place(StrEnum):
     """Where visual tokens can be saved."""
 
+    ENCODER_INPUT = "encoder input"
     ENCODER_LAYER = "encoder layer"
     ENCODER_OUTPUT = "encoder output"
     DECODER_LAYER = "decoder layer"
@@ -38,7 +39,8 @@ class ModelInfo:
     whose attention may be asked for, by index: those in which all patches of a tile or frame see one another, also the
     ones after the last used block; `scored_block` is the one that "encoder_attention" stands for. `encoder_heads` is
     the number of their heads. `takes_videos` is False where the model cannot be given one, `encoder_stages` where no
-    stage can act between encoder layers.
+    stage can act between encoder layers. `any_size` is True where the encoder takes pictures of any size, so that they
+    may be made smaller before it.
     """
 
     family: str
@@ -52,6 +54,7 @@ class ModelInfo:
     encoder_heads: int = 1
     takes_videos: bool = True
     encoder_stages: bool = True
+    any_size: bool = False
 
     def attention_block(self, depth: float) -> int:
         """The block whose attention may be asked for that is nearest to a relative depth, in [0, 1] of the used ones.
@@ -61,6 +64,17 @@ class ModelInfo:
         wanted = depth * (self.encoder_layers - 1)
         used = [block for block in self.attention_blocks if block < self.encoder_layers]
         return min(used, key=lambda block: (abs(block - wanted), -block))
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+    """Decision at the encoder's input: a smaller picture in the place of the picture.
+
+    Args:
+        pixels: (frames, channels, height, width), each side a whole multiple of a token's.
+    """
+
+    pixels: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +129,19 @@ class Group:
     ragged: bool = False
     keep: Tensor | None = None
     sizes: Tensor | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """What a stage at the encoder's input sees: a picture, or a video, of a model that takes any size.
+
+    Args:
+        grid: (frames, rows, columns) of the tokens that it will be.
+        pixels: (frames, channels, height, width), normalised; what an encoder joins over time counts as channels.
+    """
+
+    grid: tuple[int, int, int]
+    pixels: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +302,7 @@ class VisualTokens:
         return token_counts(keep, self.arrived).sum(1)
 
 
-Decide = Callable[[Any], Keep | Replace | Group | None]
+Decide = Callable[[Any], Resize | Keep | Replace | Group | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +311,8 @@ class Stage:
 
     Args:
         place: Where it acts.
-        decide: Pure function from `EncoderTokens`, `Pictures` or `VisualTokens` to a decision; None changes nothing.
+        decide: Pure function from `Pixels`, `EncoderTokens`, `Pictures` or `VisualTokens` to a decision; None changes
+            nothing.
         layers: The encoder or decoder layers at which it acts. A decoder stage acts on the input of the layer.
         signals: Of "values" (encoder layer); "encoder_attention", "pixel_steps", "projected", "text" and any
             `EncoderSignal` (encoder output); "hidden", "queries_keys", and "last_query" or "text_queries" (decoder
