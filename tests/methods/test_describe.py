@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import typing
 
 import pytest
 
 import vtprune
+from vtprune.engine.chain import SIGNALS
 from vtprune.methods import Method, Place, Stage, get_method, method_names
-from vtprune.methods.describe import LETTERS, comments, describe_lines, does, facts
+from vtprune.methods.base import EncoderSignal
+from vtprune.methods.describe import ALWAYS_THERE, LETTERS, OF_BLOCKS, WORDS, comments, describe_lines, does, facts
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -37,10 +40,17 @@ def test_known_facts():
     assert hired["adaptive"]
     assert facts(get_method("vtc_cls"))["signals"] == ["attention from [CLS] in the encoder's blocks 16 to 22"]
     assert facts(get_method("random"))["signals"] == ["nothing"]
+    assert facts(get_method("resize"))["signals"] == ["features at the encoder's output"]
     lines = dict(describe_lines(vtprune.methods("tome")[0]))
     assert lines["families"].startswith("pictures: all but qwen2_5_vl, ")
     assert lines["paper"] == "ToMe, ICLR 2023, arXiv 2210.09461"
     assert dict(describe_lines(vtprune.methods("evs")[0]))["families"].startswith("videos: internvl, ")
+
+
+def test_every_signal_has_words():
+    assert set(WORDS) == frozenset().union(*SIGNALS.values())
+    assert set(OF_BLOCKS) == set(typing.get_args(typing.get_type_hints(EncoderSignal)["name"]))
+    assert set(ALWAYS_THERE) == set(Place)
 
 
 def test_two_sentences_before_the_paper():

@@ -56,7 +56,7 @@ class AIM(Method):
     kind = "merging"
     places = (Place.ENCODER_OUTPUT,)
     paper = "AIM, ICCV 2025, arXiv 2412.03248"
-    cost = "N^2 C / 3 for the similarities of all rounds"
+    cost = "N^2 C / 3 for the similarities of all rounds; to prune, i + 1 times a layer's attention in i iterations"
 
     keep: Budget = 0.25  # ratio in (0, 1] or tokens per picture
     metric: Literal["features", "keys"] = "features"  # similarity of projected features, or of the encoder's last keys

@@ -41,15 +41,18 @@ LETTERS = {
 """What the letters in `Method.cost` stand for."""
 
 ALWAYS_THERE = {
+    Place.ENCODER_INPUT: "pixels",
     Place.ENCODER_LAYER: "keys, queries and residual stream of the block",
     Place.ENCODER_OUTPUT: "features at the encoder's output",
     Place.DECODER_LAYER: "nothing",
 }
 WORDS = {
     "encoder_attention": "attention from [CLS] in the encoder's last used block",
+    "hidden": "hidden states that enter the decoder layer",
     "last_query": "attention of the last prompt token in the decoder layer before",
     "pixel_steps": "differences between the pixels of neighbouring tokens",
     "projected": "projected features",
+    "queries_keys": "queries and keys of the decoder layer before",
     "text": "embeddings of the prompt's text",
     "text_queries": "attention of all text tokens in the decoder layer before",
     "values": "values of the block",
@@ -105,12 +108,12 @@ def describe_lines(method: dict[str, Any]) -> list[tuple[str, str]]:
     code = method["code"] if method["code"] != "none" else None
     lines = [
         ("kind", "; ".join([method["kind"], *(said for name, said in needs.items() if method[name])])),
-        ("place", ", then ".join(method["places"])),
+        ("place", ", ".join(method["places"])),
         ("looks at", "; ".join(method["signals"])),
         ("cost", method["cost"]),
         ("paper", method["paper"] or "none"),
         ("authors' code", code or ""),
-        ("differs from the paper in", method["differs"] or ""),
+        ("differs from the paper in", method["paper"] and (method["differs"] or "")),
         ("families", _families(method)),
     ]
     return [(name, said) for name, said in lines if said]
@@ -159,7 +162,8 @@ def _asked(method: type[Method], stage: Stage) -> list[str]:
         run = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1))
         listed = f"{numbers[0]} to {numbers[-1]}" if run else " and ".join(map(str, numbers))
         words.append(f"{OF_BLOCKS[name]} in the encoder's block{'s' if len(numbers) > 1 else ''} {listed}")
-    if stage.place is Place.ENCODER_LAYER or (not words and method.kind != "baseline"):
+    blind = method.kind == "baseline" and not stage.needs_grid
+    if stage.place is Place.ENCODER_LAYER or not (words or blind):
         words.insert(0, ALWAYS_THERE[stage.place])
     return words or ["nothing"]
 

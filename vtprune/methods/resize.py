@@ -37,6 +37,7 @@ class Resizing(Method):
 
     kind = "baseline"
     places = (Place.ENCODER_INPUT, Place.ENCODER_OUTPUT)
+    cost = "one pass over the pixels, or N C over the features"
 
     keep: Budget = 0.25  # ratio in (0, 1] or tokens per picture (per map or tile where features are resampled)
     filter: Filter = "bicubic"  # of pixels, all without aliasing; features are resampled by "bilinear"

@@ -47,7 +47,7 @@ class Turbo(Method):
     kind = "merging"
     places = (Place.ENCODER_LAYER, Place.ENCODER_OUTPUT)
     paper = "Turbo, ECCV 2024, arXiv 2407.11717"
-    cost = "n^2 d / 4 + n D per encoder block with [CLS]; n^2 D more without"
+    cost = "n^2 d / 4 + n D per encoder block with [CLS], n^2 D more without; n^2 C / 4 per round at the output"
 
     keep: Budget = 0.25  # ratio in (0, 1] or patches per picture after the last block; without effect once `r` is given
     r: int | tuple[int, ...] | None = None  # merges per block, a number for all or one for each; the paper has 30 to 40
