@@ -10,6 +10,7 @@ import torch
 import vtprune
 from tests.families import FAMILIES, IMAGE, VIDEO
 from tests.reference import reference, run
+from vtprune.attention import NAME
 from vtprune.methods.base import EncoderTokens, Group, Keep, Method, Place, Stage
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
@@ -258,3 +259,29 @@ def test_windows_merged_behind_a_block(name, settings):
             torch.testing.assert_close(together[i], model(**family.inputs(row)).logits[0, -1], **CLOSE)
     with pytest.raises(ValueError, match="mustdrop needs every token of a picture, so it cannot follow tome"):
         vtprune.apply(model, ["tome:keep=0.7", "mustdrop:block=0"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (Toy(), "toy keeps different numbers of tokens per picture .* 'vtprune' cannot; load .*'sdpa'}.$"),
+        ("dymu", "dymu keeps different numbers of tokens .*'sdpa'}.$"),
+        ("tinychart:keep=0.5", "tinychart weighs keys by size .*'sdpa'}.$"),
+        ("tome:keep=0.5", "tome weighs keys by size .*'sdpa'}, or set proportional=False.$"),
+    ],
+)
+def test_attention_that_takes_no_bias_is_refused(method, words):
+    family = FAMILIES["llava-clip"]
+    model = family.model()
+    config = model.model.vision_tower.config
+    vtprune.apply(model, method)
+    config._attn_implementation = NAME  # changed afterwards: said when pictures come
+    with pytest.raises(ValueError, match=words):
+        model(**family.inputs(*(family.row(2, IMAGE, 2, seed=seed) for seed in (1, 2, 3))))
+    vtprune.remove(model)
+    if not isinstance(method, Toy):  # which weighs no keys, and can run on pictures that keep equally many
+        with pytest.raises(ValueError, match=words):
+            vtprune.apply(model, method)
+    vtprune.apply(model, "pitome:keep=0.5")
+    config._attn_implementation = "sdpa"

@@ -110,13 +110,8 @@ class BlockHooks:
             bias = None if run is None else run.tokens.key_bias(self.chain.weighs_keys)
             if bias is None:
                 return None
-            implementation = self.integration.encoder_attention_implementation(block)
-            if implementation not in ("sdpa", "eager"):
-                raise ValueError(
-                    f"{self.chain.label} weighs keys in the encoder, which the vision tower's attention "
-                    f"implementation {implementation!r} cannot; set proportional=False if that is its choice, or load "
-                    "the model with attn_implementation={'vision_config': 'sdpa'}."
-                )
+            # It may have changed since the methods were applied.
+            self.chain.check_key_bias(self.integration.encoder_attention_implementation(block))
             arguments = call_arguments(module, args, kwargs)
             bias = bias.to(arguments["hidden_states"].dtype)[:, None, None, :].expand(-1, 1, bias.shape[1], -1)
             return (), {**arguments, "attention_mask": bias}
