@@ -62,6 +62,7 @@ class ChainStage:
 
 
 SIGNALS = {
+    Place.ENCODER_INPUT: frozenset(),
     Place.ENCODER_LAYER: frozenset({"values"}),
     Place.ENCODER_OUTPUT: frozenset({"encoder_attention", "pixel_steps", "projected", "text"}),
     Place.DECODER_LAYER: frozenset({"last_query", "text_queries", "queries_keys", "hidden"}),
@@ -90,6 +91,7 @@ class Chain:
             encoder_heads=integration.encoder_heads,
             takes_videos=integration.takes_videos,
             encoder_stages=integration.refusal("a method", Place.ENCODER_LAYER.value, False) is None,
+            any_size=integration.any_size,
         )
         for method in methods:
             if method.needs_video and not integration.takes_videos:
@@ -111,6 +113,7 @@ class Chain:
             raise ValueError(
                 f"methods must be chained in the order of their places ({', '.join(order)}), got {self.label}."
             )
+        self.encoder_input_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_INPUT]
         self.encoder_layer_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_LAYER]
         self.encoder_output_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_OUTPUT]
         self.decoder_stages = [s for s in self.stages if s.stage.place is Place.DECODER_LAYER]
@@ -145,13 +148,22 @@ class Chain:
                 f"method can act beside it, got {self.label}; let merged tokens leave instead (unmerge=False), or use "
                 f"{sharing[0].method} alone."
             )
-        encoder_stages = self.encoder_layer_stages + self.encoder_output_stages
+        encoder_stages = self.encoder_input_stages + self.encoder_layer_stages + self.encoder_output_stages
         for earlier, later in itertools.pairwise(encoder_stages):
             if later.stage.needs_grid or later.stage.needs_all:
+                # Before the encoder only some methods can act at all.
+                first = "" if earlier.stage.place is Place.ENCODER_INPUT else f"put {later.method} first, or "
                 raise ValueError(
-                    f"{later.method} needs every token of a picture, so it cannot follow {earlier.method}; "
-                    f"put {later.method} first, or use one of the two."
+                    f"{later.method} needs every token of a picture, so it cannot follow {earlier.method}; {first}use "
+                    "one of the two."
                 )
+        if self.encoder_input_stages and self.compares_pixels:
+            earlier = self.encoder_input_stages[-1]
+            later = next(s for s in self.encoder_output_stages if "pixel_steps" in s.signals)
+            raise ValueError(
+                f"{later.method} compares the pixels of neighbouring tokens, which {earlier.method} replaces; use one "
+                "of the two."
+            )
         if self.weighs_keys:  # different numbers of tokens need a bias only where a batch has them
             for block in integration.encoder_blocks:
                 self.check_key_bias(integration.encoder_attention_implementation(block))
@@ -204,6 +216,11 @@ class Chain:
             raise ValueError(f"{stage.method} needs attention from the layer before, so it cannot act at layer 0.")
         if stage.stage.shares and (stage.stage.place is Place.DECODER_LAYER or stage.stage.prunes):
             raise ValueError(f"{stage.method}: only tokens that merge before the language model can share a state.")
+        if stage.stage.place is Place.ENCODER_INPUT and not integration.any_size:
+            raise ValueError(
+                f"{stage.method} cannot work on {integration.family_name}: its encoder takes pictures of one size "
+                "only; use a method at the encoder's output."
+            )
         if stage.stage.prunes and integration.joins_patches:
             raise ValueError(
                 f"{stage.method} cannot work on {integration.family_name}: it drops single patches in the encoder, of "
