@@ -15,7 +15,7 @@ from tests.families import FAMILIES, IMAGE, VIDEO
 from tests.golden.adapters import outputs
 from tests.methods.inputs import pictures, visual_tokens
 from tests.reference import bare_run, decisions, feeding, positions_of, whole
-from vtprune.methods._density import density_clusters
+from vtprune.methods._density import density_clusters, distances
 from vtprune.methods._halving import halving_weights
 from vtprune.methods._segments import best_segments, plan_video, still_counts, still_since
 from vtprune.methods.base import EncoderSignal
@@ -117,6 +117,16 @@ def test_density_clusters():
         expected = chosen[torch.tensor(clusters_by_hand(x[row, chosen], int(counts[row]), 3))]
         assert owner[row, chosen].tolist() == expected.tolist()
         assert owner[row, ~valid[row]].tolist() == (~valid[row]).nonzero()[:, 0].tolist()
+
+
+def test_equal_tokens_tie():
+    """Equal tokens have the distance 0 and the same density, whatever stands beside them: the first ones win."""
+    x = torch.randn(1, 3, 700, generator=torch.Generator().manual_seed(2)) * 30
+    x = x[:, torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])]
+    valid = torch.ones(1, 10, dtype=torch.bool)
+    assert distances(x, valid)[0, 0].tolist()[::3] == [0.0] * 4
+    owner = density_clusters(x, valid, torch.tensor([3]), 3, 10)
+    assert owner.tolist() == [[0, 1, 2] * 3 + [0]]
 
 
 def test_one_centre_is_the_first_token():

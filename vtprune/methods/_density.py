@@ -15,8 +15,7 @@ PAIRS = 1 << 25
 def density_clusters(x: Tensor, valid: Tensor, counts: Tensor, neighbours: int, width: int) -> Tensor:
     """Cluster the tokens of every row.
 
-    Costs width**2 distances per row, in the channels of x; equal rows have the distance 0, whatever the batch. Of equal
-    scores the lower index wins.
+    Costs width**2 distances per row, in the channels of x. Of equal scores the lower index wins.
 
     Args:
         x: (rows, tokens, channels).
@@ -54,8 +53,17 @@ def _put(owner: Tensor, index: Tensor, found: Tensor, there: Tensor) -> Tensor:
 
 
 def distances(x: Tensor, valid: Tensor) -> Tensor:
-    """Euclidean distances over the root of the channels, (rows, tokens, tokens); infinite where one is not valid."""
-    found = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[-1] ** 0.5
+    """Euclidean distances over the root of the channels, (rows, tokens, tokens); infinite where one is not valid.
+
+    By products in float64, so that equal tokens have the distance 0 and equal distances tie in float32.
+    """
+    precise = torch.float32 if x.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    x = x.to(precise)
+    lengths = x.square().sum(-1)
+    both = lengths.unsqueeze(1) + lengths.unsqueeze(2)
+    squares = torch.baddbmm(both, x, x.transpose(1, 2), alpha=-2)
+    squares = squares.masked_fill(squares < 1e3 * torch.finfo(precise).eps * both, 0)
+    found = (squares / x.shape[-1]).sqrt().float()
     return found.masked_fill(~(valid.unsqueeze(1) & valid.unsqueeze(2)), torch.inf)
 
 
