@@ -50,7 +50,8 @@ def dymu_thresholds(
         One threshold per encoder block that is used; None for a block that is to merge nothing.
 
     Raises:
-        ValueError: There is no picture in the batches, or `dymu` does not fit the model.
+        ValueError: There is no picture in the batches, `dymu` does not fit the model, or a block would have to merge
+            more than half of its patches.
     """
     calibration = DyMUCalibration(keep, schedule)
     with applied(model, calibration):
@@ -97,6 +98,13 @@ class DyMUCalibration(Method):
         layer, valid = tokens.layer, tokens.sizes > 0
         total = tokens.patches - token_count(self.keep, tokens.patches)
         self.merging = removals(total, len(self.means), self.schedule)
+        arriving, pairs = tokens.patches - sum(self.merging[:layer]), self.merging[layer]
+        if pairs > arriving // 2:
+            raise ValueError(
+                f"keep={self.keep!r} leaves {tokens.patches - total} of {tokens.patches} patches, for which block "
+                f"{layer} would have to merge {pairs} of {arriving}, and at most half can; raise keep, or choose "
+                "another schedule."
+            )
         likeness, partner = nearest_pairs(tokens.keys, valid, tokens.protected)
         threshold, merged = pooled_threshold(likeness, self.merging[layer])
         mean, count = self.means[layer] or 0.0, self.batches[layer]

@@ -142,6 +142,12 @@ def test_refuses(tmp_path):
         DyMU(thresholds=str(tmp_path / "high.json")).stages(INFO)
     with pytest.raises(ValueError, match="batches must hold pictures"):
         dymu_thresholds(FAMILIES["llava-clip"].model(), [])
+    family = FAMILIES["llava-clip"]
+    batch = family.inputs(family.row(2, IMAGE, 3))
+    with pytest.raises(ValueError, match="leaves 2 of 36 patches, for which block 2 would have to merge 11 of 13"):
+        dymu_thresholds(family.model(), [batch], keep=2)
+    with pytest.raises(ValueError, match="schedule must be one of"):
+        dymu_thresholds(family.model(), [batch], schedule="even")
     with pytest.raises(ValueError, match="dymu cannot work on"):
         dymu_thresholds(FAMILIES["qwen2_vl"].model(), [])
     with pytest.raises(TypeError, match="unmerge must be True or False, got 'no'"):

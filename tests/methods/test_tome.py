@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.methods.inputs import INFO, encoder_tokens
+from vtprune.engine.merging import Running
 from vtprune.methods import EncoderTokens, ModelInfo, build_method
 from vtprune.methods.tome import ToMe, even_schedule, expand_schedule, merge_step
 
@@ -87,6 +88,20 @@ def test_merges_the_most_similar_pair() -> None:
     step = merge_step(keys, 1, protected=1)
     assert step.groups == 8
     assert step.owner[0].tolist() == [0, 4, 1, 5, 2, 6, 5, 7, 3]
+
+
+def test_averages_count_patches_or_tokens() -> None:
+    tokens = encoder_tokens(0, 4, protected=0, count=1)
+    tokens = dataclasses.replace(tokens, sizes=torch.tensor([[3.0, 1.0, 1.0, 1.0]]), keys=torch.eye(4)[None].clone())
+    tokens.keys[0, 0] = tokens.keys[0, 1]
+    pair = tokens.hidden[0, :2]
+    for weighted, expected in ((True, (3 * pair[0] + pair[1]) / 4), (False, pair.mean(0))):
+        decision = ToMe(r=1, weighted=weighted).decide(tokens, layers=1)
+        running = Running()
+        running.sizes = tokens.sizes
+        (merged,) = running.follow(decision, tokens.hidden)
+        torch.testing.assert_close(merged[0, decision.owner[0, 0]], expected)
+        assert running.sizes.sum() == 6
 
 
 def test_stage_covers_the_used_blocks() -> None:

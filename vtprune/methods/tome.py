@@ -38,6 +38,7 @@ class ToMe(Method):
     r: int | tuple[int, ...] | None = None  # merges per block as in the paper, a number for all or one for each
     inflection: float = 0.0  # slope of the schedule of a single `r`, in [-1, 1]; -1 starts with 2 r and ends with 0
     proportional: bool = True  # weigh attention by token size; False for encoders trained without supervision (MAE)
+    weighted: bool = True  # weigh tokens by size in averages; False: every token counts once
     positions: Positions = "auto"  # position ids in the language model: "compact", "original" or "auto" (see `Stage`)
 
     def __post_init__(self) -> None:
@@ -59,7 +60,9 @@ class ToMe(Method):
         """Merge as many pairs as the schedule has for this block of `layers`."""
         schedule = merges_per_block(self.keep, self.r, self.inflection, tokens.patches, layers)
         merges = min(schedule[tokens.layer], (tokens.keys.shape[1] - tokens.protected) // 2)
-        return merge_step(tokens.keys, merges, tokens.protected) if merges > 0 else None
+        if merges <= 0:
+            return None
+        return dataclasses.replace(merge_step(tokens.keys, merges, tokens.protected), weighted=self.weighted)
 
 
 def merge_step(keys: Tensor, merges: int, protected: int = 0) -> Group:
