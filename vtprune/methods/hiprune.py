@@ -76,7 +76,7 @@ class HiPrune(Method):
             buffers = flat_neighbours(anchors, pictures.grid[2])
         else:
             cells = given(pictures.cells, self.name, "cells")
-            buffers = neighbours(anchors, cells.frame, cells.row, cells.column)
+            buffers = neighbours(anchors, cells.frame, cells.row, cells.column, pictures.grid)
         return Keep(anchors_buffers_registers(anchors, buffers, scores[1], count))
 
 
@@ -85,10 +85,21 @@ def anchor_count(count: int, alpha: float) -> int:
     return round(count * alpha / 5)
 
 
-def neighbours(anchors: Tensor, frame: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Mark the tokens above, below, left and right of anchors, all (pictures, tokens); anchors themselves may be."""
+def neighbours(
+    anchors: Tensor, frame: Tensor, row: Tensor, column: Tensor, grid: tuple[int, int, int] | None = None
+) -> Tensor:
+    """Mark the tokens above, below, left and right of anchors, all (pictures, tokens); anchors themselves may be.
+
+    Args:
+        anchors: bool, (pictures, tokens).
+        frame: Of every token.
+        row: Likewise.
+        column: Likewise.
+        grid: Frames, rows and columns that they span, if known; else they are counted, which waits for a GPU.
+    """
     frame, row, column = (x - x.amin(1, keepdim=True) for x in (frame, row, column))
-    frames, rows, columns = (int(x.max()) + 3 for x in (frame, row, column))  # with a margin
+    sizes = grid or tuple(int(x.max()) + 1 for x in (frame, row, column))
+    frames, rows, columns = (size + 2 for size in sizes)  # with a margin
     place = (frame * rows + row + 1) * columns + column + 1
     table = torch.zeros(len(anchors), frames * rows * columns, dtype=torch.bool, device=anchors.device)
     table.scatter_(1, place, anchors)

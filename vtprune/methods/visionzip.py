@@ -67,8 +67,9 @@ class VisionZip(Method):
         attention = given(pictures.attention, self.name, "encoder_attention")
         keys = given(pictures.signals.get(asked), self.name, str(asked))
         count = pictures.count(self.keep)
-        dominant = top_k_mask(attention, count - contextual_count(count, self.contextual))
-        targets, owner = contextual_targets(mean_of_heads(keys, heads), dominant, count - int(dominant[0].sum()))
+        contextual = contextual_count(count, self.contextual)
+        dominant = top_k_mask(attention, count - contextual)
+        targets, owner = contextual_targets(mean_of_heads(keys, heads), dominant, contextual)
         return Keep(dominant.scatter(1, targets, True), functools.partial(fold, owner=owner), owner)
 
 
