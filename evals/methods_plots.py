@@ -1,0 +1,81 @@
+"""The plots of docs/methods.md: quality against visual tokens kept, some methods at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vtprune.bench.plot import COLOURS
+from vtprune.evals.methods_data import Point, Table
+
+GREY = "0.55"
+SHAPES = ("s", "o", "D", "^", "v", "P", "X")  # each fits into the one before
+TICKS = (0, 0.1, 0.25, 0.5, 1)
+
+
+def draw_group(methods: Sequence[str], tables: Sequence[Table], path: Path, *, flops: bool = False) -> None:
+    """Draw some methods to a PNG file, a panel per table that has one of them.
+
+    Args:
+        methods: Their names.
+        tables: What is known of them.
+        path: The file.
+        flops: Add a row of panels with quality against prefill FLOPs.
+    """
+    from matplotlib.figure import Figure
+
+    shown = [table for table in tables if any(table.points.get(method) for method in methods)] or list(tables[:1])
+    rows, width = 2 if flops else 1, max(2.75 * len(shown), 7)
+    figure = Figure(figsize=(width, 0.75 + 3 * rows), dpi=130, layout="constrained")
+    panels = figure.subplots(rows, len(shown), sharey=True, squeeze=False)
+    for number, table in enumerate(shown):
+        for row in range(rows):
+            _panel(panels[row][number], methods, table, over_flops=row == 1)
+        panels[0][number].set_title(table.name, loc="left", fontsize=10)
+    for row in range(rows):
+        panels[row][0].set_ylabel("right answers, %")
+    handles: dict[str, Any] = {}
+    for axes in panels.flat:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    order = [x for x in ("unpruned", "blank", "random", *methods) if x in handles]
+    lines = -(-len(order) // int(width / 1.2))
+    columns = -(-len(order) // lines)
+    figure.legend([handles[x] for x in order], order, loc="outside lower center", ncols=columns, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _panel(axes: Any, methods: Sequence[str], table: Table, *, over_flops: bool) -> None:
+    axes.axhline(100 * table.unpruned, color=GREY, linewidth=1, label="unpruned")
+    axes.axhline(100 * table.blank, color=GREY, linewidth=1, linestyle=":", label="blank")
+    style = {"color": GREY, "linestyle": "--", "linewidth": 1.4, "marker": ".", "zorder": 2}
+    _line(axes, table.points.get("random", []), over_flops, label="random", **style)
+    for number, method in enumerate(x for x in methods if x != "random"):
+        # Of lines that lie on one another all show.
+        size = max(8.5 - 1.4 * number, 3)
+        style = {"color": COLOURS[number], "marker": SHAPES[number], "linewidth": size / 4, "markersize": size}
+        _line(axes, table.points.get(method, []), over_flops, label=method, zorder=3 + number, **style)
+    axes.set_ylim(10, 101)
+    if over_flops:
+        axes.set_xlim(right=102)
+        axes.set_xlabel("prefill FLOPs, %")
+    else:
+        # Roots of shares stand about as far apart as budgets are chosen, and 0 has a place.
+        axes.set_xscale("function", functions=(lambda x: abs(x) ** 0.5, lambda x: x**2))
+        axes.set_xlim(0, 1.09)
+        axes.set_xticks(TICKS, [f"{100 * x:g}" for x in TICKS])
+        axes.set_xlabel("visual tokens seen, %")
+    axes.tick_params(labelsize=9)
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _line(axes: Any, points: Sequence[Point], over_flops: bool, **style: Any) -> None:
+    """A method without `keep` may have points with parameters; of others these are left out."""
+    shown = [x for x in points if x.keep is None or not x.parameters]
+    shown.sort(key=lambda x: (x.flops if over_flops else x.tokens, x.right))
+    if shown:
+        across = [100 * x.flops if over_flops else x.tokens for x in shown]
+        axes.plot(across, [100 * x.right for x in shown], **style)
