@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vtprune.engine.merging import Running
 from vtprune.methods import Cells, EncoderTokens, Group, Keep, ModelInfo, Pictures, VisualTokens
-from vtprune.methods.base import EncoderSignal
+from vtprune.methods.base import EncoderSignal, QueriesKeys
 
 INFO = ModelInfo(
     family="llava",
@@ -124,11 +124,24 @@ def one_of(tokens: EncoderTokens, i: int) -> EncoderTokens:
 def visual_tokens(
     attention: Tensor, arrived: list[list[int]], layer: int = 2, memory: dict | None = None
 ) -> VisualTokens:
-    """Visual tokens of rows with so many tokens per picture, padded on the right as far as `attention` goes."""
+    """Visual tokens of rows with so many tokens per picture, padded on the right as far as `attention` goes.
+
+    Hidden states, queries and keys follow from each token's attention alone, and there is no text.
+    """
     picture = torch.full(attention.shape, -1)
     for r, counts in enumerate(arrived):
         numbers = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         picture[r, : len(numbers)] = numbers
+    hidden = (attention.unsqueeze(-1) * torch.arange(1, 17) * 97).sin()
+    heads = hidden.unflatten(-1, (2, 8)).transpose(1, 2)
+    at = torch.arange(attention.shape[1]).expand_as(picture)
     return VisualTokens(
-        layer, picture >= 0, picture, torch.tensor(arrived), attention, {} if memory is None else memory
+        layer,
+        picture >= 0,
+        picture,
+        torch.tensor(arrived),
+        attention,
+        {} if memory is None else memory,
+        hidden,
+        QueriesKeys(heads, heads.flip(1), 8**-0.5, picture >= 0, at),
     )

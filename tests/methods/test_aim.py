@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 import vtprune
 from tests.families import FAMILIES, IMAGE
-from tests.methods.inputs import INFO, pictures
+from tests.golden.adapters import outputs
+from tests.methods.inputs import INFO, pictures, visual_tokens
 from tests.reference import reference, run
 from vtprune.methods import ModelInfo
 from vtprune.methods._rounds import halvings, merge, merge_rounds, places
@@ -111,6 +113,28 @@ def test_schedule_ends_with_the_model():
     assert stage.layers == (3, 4)
     with pytest.raises(ValueError, match="prune_from must be a layer from 0 to 30"):
         AIM(prune_from=31).stages(INFO)
+
+
+def test_pruning_of_rows_with_different_numbers_of_tokens():
+    """A batch equals its rows alone, shares are of what arrived first, and what has left does not come back."""
+    arrived = [[12, 5], [9, 0], [0, 0]]
+    attention = torch.rand(3, 17, generator=torch.Generator().manual_seed(0))
+    method, shares, memory = AIM(prune_from=1, prune_step=0.25), shares_left(1, 0.25, 6), {}
+    assert shares == {2: 0.75, 3: 0.5, 4: 0.25, 5: 0.0}
+    for layer, counts in ((2, [12, 6, 0]), (4, [4, 2, 0]), (5, [0, 0, 0])):
+        decision = method.prune(visual_tokens(attention, arrived, layer, memory), shares)
+        assert decision.mask.sum(1).tolist() == counts
+        for row, n in enumerate((17, 9, 1)):
+            one = visual_tokens(attention[row : row + 1, :n], arrived[row : row + 1], layer)
+            assert torch.equal(method.prune(one, shares).mask[0], decision.mask[row, :n])
+    later = visual_tokens(attention[:, :6], [[6, 0], [3, 0], [0, 0]], 3, memory)
+    assert method.prune(later, shares).mask.sum(1).tolist() == [6, 3, 0], "half of 17 and of 9 is more than there is"
+
+
+def test_more_merges_than_half():
+    """The authors' code cuts a round to half of the tokens."""
+    out = outputs("aim", {"x": np.random.default_rng(0).normal(size=(3, 25, 4)), "rounds": np.array([100])})
+    assert out["out_0"].shape == (3, 13, 4)
 
 
 def votes_by_hand(q, k, scale, seen, asking):

@@ -19,7 +19,7 @@ WITH_KEEP = [n for n in METHODS if any(f.name == "keep" for f in dataclasses.fie
 SIGNALS = {
     Place.ENCODER_LAYER: {"values"},
     Place.ENCODER_OUTPUT: {"encoder_attention", "pixel_steps", "projected", "text"},
-    Place.DECODER_LAYER: {"last_query", "text_queries"},
+    Place.DECODER_LAYER: {"last_query", "text_queries", "queries_keys", "hidden"},
 }
 
 

@@ -60,7 +60,7 @@ class HoliTom(Method):
     kind = "merging"
     places = (Place.ENCODER_OUTPUT,)
     paper = "HoliTom, NeurIPS 2025, arXiv 2505.21334"
-    cost = "N C for likeness over time, N^2 (C + D) / F for clusters and attention within frames"
+    cost = "N C for likeness over time, N^2 (C + D) / F within frames; K^2 C / 2 to merge in the decoder"
     needs_video = True
     adaptive = True
 
