@@ -131,7 +131,18 @@ def _glance(notes: dict[str, Any], about: dict[str, Any], tables: Sequence[Table
 
 def _measured(tables: Sequence[Table]) -> Iterator[str]:
     """How the figures were made."""
-    yield "How the figures were made, questions as in [tiny-models.md](tiny-models.md):"
+    command = "python -m vtprune.evals.{} --model tiny-llava {} --out docs/results/{}-tiny-llava.json"
+    s = tables[0].settings
+    yield "How the figures were made, with questions as in [tiny-models.md](tiny-models.md); likewise for the other"
+    yield "models, and with `--clips`:"
+    yield ""
+    yield "```sh"
+    asked = f"--limit {s['limit']} --dtype {s['dtype']} --batch-size {s['batch_size']}"
+    yield command.format("table", asked, "methods")
+    if any(table.timed for table in tables):
+        repeats = next(table.timed["repeats"] for table in tables if table.timed)
+        yield command.format("overheads", f"--repeats {repeats}", "overheads")
+    yield "```"
     yield ""
     for table in tables:
         s = table.settings

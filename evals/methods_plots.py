@@ -26,15 +26,18 @@ def draw_group(methods: Sequence[str], tables: Sequence[Table], path: Path, *, f
     from matplotlib.figure import Figure
 
     shown = [table for table in tables if any(table.points.get(method) for method in methods)] or list(tables[:1])
-    rows, width = 2 if flops else 1, max(2.75 * len(shown), 7)
-    figure = Figure(figsize=(width, 0.75 + 3 * rows), dpi=130, layout="constrained")
-    panels = figure.subplots(rows, len(shown), sharey=True, squeeze=False)
-    for number, table in enumerate(shown):
-        for row in range(rows):
-            _panel(panels[row][number], methods, table, over_flops=row == 1)
-        panels[0][number].set_title(table.name, loc="left", fontsize=10)
-    for row in range(rows):
-        panels[row][0].set_ylabel("right answers, %")
+    views = [[(table, over_flops) for table in shown] for over_flops in ((False, True) if flops else (False,))]
+    if len(shown) == 1:
+        views = [[view for row in views for view in row]]  # side by side
+    width = max(2.75 * len(views[0]), 7)
+    figure = Figure(figsize=(width, 0.75 + 3 * len(views)), dpi=130, layout="constrained")
+    panels = figure.subplots(len(views), len(views[0]), sharey=True, squeeze=False)
+    for axes, (table, over_flops) in zip(panels.flat, (view for row in views for view in row), strict=True):
+        _panel(axes, methods, table, over_flops=over_flops)
+    for axes, (table, _) in zip(panels[0], views[0], strict=True):
+        axes.set_title(table.name, loc="left", fontsize=10)
+    for row in panels:
+        row[0].set_ylabel("right answers, %")
     handles: dict[str, Any] = {}
     for axes in panels.flat:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
@@ -78,4 +81,4 @@ def _line(axes: Any, points: Sequence[Point], over_flops: bool, **style: Any) ->
     shown.sort(key=lambda x: (x.flops if over_flops else x.tokens, x.right))
     if shown:
         across = [100 * x.flops if over_flops else x.tokens for x in shown]
-        axes.plot(across, [100 * x.right for x in shown], **style)
+        axes.plot(across, [100 * x.right for x in shown], clip_on=False, **style)

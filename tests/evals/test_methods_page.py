@@ -98,8 +98,8 @@ def test_methods_below_random_stand_out():
 
 def test_plot(tmp_path):
     tables = read_tables([QUALITY, CLIPS], ["b"])
-    for flops in (False, True):
-        draw_group(["random", "todre", "exit", "evs"], tables, tmp_path / "plots" / "p.png", flops=flops)
+    for methods, flops in ((["random", "todre", "exit", "evs"], False), (["todre"], True), (["evs"], True), ([], False)):
+        draw_group(methods, tables, tmp_path / "plots" / "p.png", flops=flops)
         assert (tmp_path / "plots" / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
