@@ -98,7 +98,12 @@ def test_methods_below_random_stand_out():
 
 def test_plot(tmp_path):
     tables = read_tables([QUALITY, CLIPS], ["b"])
-    for methods, flops in ((["random", "todre", "exit", "evs"], False), (["todre"], True), (["evs"], True), ([], False)):
+    for methods, flops in (
+        (["random", "todre", "exit", "evs"], False),
+        (["todre"], True),
+        (["evs"], True),
+        ([], False),
+    ):
         draw_group(methods, tables, tmp_path / "plots" / "p.png", flops=flops)
         assert (tmp_path / "plots" / "p.png").read_bytes().startswith(b"\x89PNG")
 
