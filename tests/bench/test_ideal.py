@@ -26,6 +26,7 @@ METHODS = {
     "fourier": chain_of("fourier", 0.3),
     "fastv": chain_of("fastv", 0.3, layer=2),
     "resize": chain_of("resize", 0.3),
+    "showui": chain_of("showui", 0.3, threshold=70.0, skip_layers=(1, 3)),
     "exit": chain_of("exit", layer=3),
     "todre": chain_of("todre", 0.3),
     "tome": chain_of("tome", 0.5),

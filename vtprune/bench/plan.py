@@ -31,12 +31,14 @@ class LayerInput:
         mask: Its attention mask, in the form that the attention implementation takes.
         embeddings: Cosine and sine of its positions; None: as the language model made them.
         index: (rows, slots), which slots of the layer before; None: the last ones, a plain slice.
+        passed: Whether the slots that it does not get are there again behind it.
     """
 
     slots: int
     mask: Any
     embeddings: tuple[Tensor, Tensor] | None
     index: Tensor | None = None
+    passed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +111,7 @@ class _Recorder:
         self.encoded: list[Encoded | None] = []
         self.encoding: list[tuple[tuple[Any, ...], dict[str, Any]]] | None = None  # calls below the one under way
         self.calls: list[dict[str, Any]] = []
+        self.passed: set[int] = set()  # layers behind which there are more slots than they get
         self.layers: list[dict[int, tuple[int, Any, Any]]] = []
         self.blocks: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self.entered: dict[int, int] = {}
@@ -134,6 +137,7 @@ class _Recorder:
         hooks.before(integration.language_model, self._language_model)
         for i, layer in enumerate(integration.decoder_layers):
             hooks.before(layer, self._layer(i))
+            hooks.after(layer, self._behind_layer(i))
         for i, block in enumerate(integration.encoder_blocks):
             hooks.before(block.attention, self._attention(i))
             hooks.before(block.before_mlp, self._mlp(i))
@@ -189,6 +193,14 @@ class _Recorder:
 
         return hook
 
+    def _behind_layer(self, index: int) -> Any:
+        def hook(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.shape[1] > self.layers[-1][index][0]:
+                self.passed.add(index)
+
+        return hook
+
     def _attention(self, index: int) -> Any:
         def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
             self.entered[index] = (args[0] if args else kwargs["hidden_states"]).shape[-2]
@@ -238,7 +250,8 @@ class _Recorder:
                 continue
             if embeddings is first[2]:
                 embeddings = None
-            changed[i] = LayerInput(slots, self._plain_mask(mask, number, i, slots), embeddings)
+            passed = not number and i in self.passed
+            changed[i] = LayerInput(slots, self._plain_mask(mask, number, i, slots), embeddings, passed=passed)
         if number and all(x.mask is None and x.embeddings is None for x in changed.values()) and first[1] is None:
             changed = {}  # decoding without padding: no layer needs anything of its own
         return Step(arguments, changed)

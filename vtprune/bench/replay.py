@@ -10,6 +10,7 @@ import copy
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vtprune.bench.hooks import Hooks
@@ -37,6 +38,7 @@ class _Replay:
         self.hooks = Hooks()
         self.layer_hooks: list[Any] = []
         self.counts = {"encoder": 0, "tower": 0, "projector": 0, "deepstack": 0}
+        self.beside: Tensor | None = None  # what passes by the layer that runs
         self.encoding = False
         if plan.encoded:
             for kind in integration.modalities:
@@ -58,6 +60,9 @@ class _Replay:
         self.hooks.before(language_model, self._enter)
         changed = sorted({i for step in self.plan.steps for i in step.layers})
         self.layer_hooks = [self.hooks.before(integration.decoder_layers[i], self._layer(i)) for i in changed]
+        for i, change in self.plan.steps[0].layers.items():
+            if change.passed:
+                self.layer_hooks.append(self.hooks.after(integration.decoder_layers[i], self._put_back, first=True))
         if not any(step.layers for step in self.plan.steps[1:]):
             self.hooks.after(language_model, self._leave)
         if self.plan.deepstack:
@@ -82,6 +87,8 @@ class _Replay:
             if change is None:
                 return None
             hidden = args[0]
+            if change.passed:
+                self.beside = hidden[:, : -change.slots]
             if hidden.shape[1] != change.slots:
                 hidden = hidden[:, -change.slots :] if change.index is None else gather_rows(hidden, change.index)
             kwargs["attention_mask"] = change.mask
@@ -92,6 +99,13 @@ class _Replay:
             return (hidden, *args[1:]), kwargs
 
         return hook
+
+    def _put_back(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        if self.beside is None:
+            return output
+        hidden = torch.cat((self.beside, output[0] if isinstance(output, tuple) else output), dim=1)
+        self.beside = None
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def _encode(self, original: Any) -> Any:
         @functools.wraps(original)  # generate reads its signature

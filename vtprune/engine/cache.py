@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtprune.compat import Cache, DynamicLayer
+from vtprune.compat import Cache, DynamicCache, DynamicLayer
 
 
 class Rows:
@@ -159,6 +159,48 @@ class PhysicalCache(Cache):
 def is_visual(cache: Cache | None) -> bool:
     """Whether the cache already keeps the two lengths apart."""
     return cache is not None and len(cache.layers) > 0 and isinstance(cache.layers[0], VisualCacheLayer)
+
+
+def cache_of(language_model: Any, arguments: dict[str, Any]) -> Cache | None:
+    """The cache of a call of the language model, made and put among its arguments where it would make one itself."""
+    cache = arguments.get("past_key_values")
+    if cache is not None:
+        return cache
+    use_cache = arguments.get("use_cache")
+    if use_cache is None:
+        use_cache = getattr(language_model.config, "use_cache", False)
+    if not use_cache or (getattr(language_model, "gradient_checkpointing", False) and language_model.training):
+        return None
+    cache = arguments["past_key_values"] = DynamicCache(config=language_model.config)
+    return cache
+
+
+def physical_length(cache: Cache | None, layer: int) -> int:
+    """Number of slots that a layer of the cache holds."""
+    layers: list[Any] = [] if cache is None else cache.layers
+    if layer >= len(layers):
+        return 0
+    held = layers[layer]
+    return held.physical_length if isinstance(held, VisualCacheLayer) else held.get_seq_length()
+
+
+def divide_rows(rows: list[Rows], layer: int) -> None:
+    """Give the layers from `layer` on rows of their own."""
+    twins: dict[Rows, Rows] = {}
+    for i in range(layer, len(rows)):
+        if rows[i].leader < layer:
+            if rows[i] not in twins:
+                twins[rows[i]] = rows[i].split(i)
+            rows[i] = twins[rows[i]]
+
+
+def link_rows(cache: Cache, rows: list[Rows], methods: str) -> None:
+    """Make a cache keep the two lengths apart, if it does not yet, and its layers know their rows."""
+    if not is_visual(cache):
+        adopt(cache, len(rows), methods)
+    layers: Any = cache.layers
+    for cached, own in zip(layers, rows, strict=True):
+        cached.rows = own
 
 
 def adopt(cache: Cache, layers: int, methods: str) -> None:

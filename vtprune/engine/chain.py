@@ -139,6 +139,20 @@ class Chain:
                 f"{even[0].method} needs equally many tokens of every tile, so it cannot act beside "
                 f"{ragged[0].method}, which keeps different numbers; use one of the two."
             )
+        skipping = [s for s in self.stages if s.stage.skips]
+        if len(skipping) > 1:
+            raise ValueError(
+                f"{skipping[0].method} and {skipping[1].method} both let tokens pass by decoder layers; use one."
+            )
+        self.skipping = skipping[0] if skipping else None
+        """The stage that lets tokens pass by decoder layers."""
+        for later in self.decoder_stages if self.skipping else ():
+            late = {layer - 1 for layer in later.layers} & set(skipping[0].stage.skips)
+            if late and later.signals:
+                raise ValueError(
+                    f"{later.method} asks for signals of decoder layers that tokens pass by because of "
+                    f"{skipping[0].method} ({sorted(late)}); let them pass by other layers."
+                )
         sharing = [s for s in self.stages if s.stage.shares]
         self.shares = bool(sharing)
         """Whether merged tokens stay on their slots and share a hidden state."""
@@ -221,6 +235,8 @@ class Chain:
                 f"{stage.method} cannot work on {integration.family_name}: its encoder takes pictures of one size "
                 "only; use a method at the encoder's output."
             )
+        if stage.stage.skips and (stage.stage.place is not Place.ENCODER_OUTPUT or stage.stage.scope != "picture"):
+            raise TypeError(f"{stage.method}: a stage that lets tokens pass by layers decides on whole pictures.")
         if stage.stage.prunes and integration.joins_patches:
             raise ValueError(
                 f"{stage.method} cannot work on {integration.family_name}: it drops single patches in the encoder, of "

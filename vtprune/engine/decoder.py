@@ -13,17 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtprune.compat import Cache, DynamicCache, build_mask
-from vtprune.engine.cache import PhysicalCache, Rows, VisualCacheLayer, adopt, is_visual
+from vtprune.compat import Cache, build_mask
+from vtprune.engine.cache import (
+    PhysicalCache,
+    Rows,
+    cache_of,
+    divide_rows,
+    is_visual,
+    link_rows,
+    physical_length,
+)
 from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.deepstack import DeepStackRows
-from vtprune.engine.door import decide, owners, staying
+from vtprune.engine.door import decide, owners, running, staying
 from vtprune.engine.encoder import EncoderRun, Event
 from vtprune.engine.layout import VisualLayout
 from vtprune.engine.positions import dense_positions
 from vtprune.engine.selection import Selected
 from vtprune.engine.sharing import Sharing
 from vtprune.engine.signals import Signals
+from vtprune.engine.skipping import Short, Skipping
 from vtprune.engine.slots import Slots
 from vtprune.engine.visual import Visual, visual_slots
 from vtprune.integrations.base import Integration, Kind
@@ -49,6 +58,8 @@ class DecoderStep:
         self.selected: list[Selected] = []
         self.deepstack: DeepStackRows | None = None
         self.sharing: Sharing | None = None
+        self.skipping: Skipping | None = None
+        self.whole: tuple[Short, Tensor, Any] | None = None  # in a layer that tokens pass by: what there is beside it
         self.events: list[Event] = []
         self.memory: dict[str, Any] = {}
         self.signals = Signals(integration)
@@ -76,11 +87,11 @@ class DecoderStep:
         inputs = arguments["inputs_embeds"] if arguments.get("inputs_embeds") is not None else arguments["input_ids"]
         self.batch, self.original_length = inputs.shape[:2]
         self.device = inputs.device
-        self.cache: Cache | None = self._cache(arguments)
+        self.cache: Cache | None = cache_of(self.integration.language_model, arguments)
         self.past = past = self.cache.get_seq_length() if self.cache is not None else 0
         self.rows = self._rows()
         self.past_shift = [rows.shift for rows in self.rows]
-        self.past_length = [self._physical(i) for i in range(len(self.rows))]
+        self.past_length = [physical_length(self.cache, i) for i in range(len(self.rows))]
         mask = arguments.get("attention_mask")
         self.slots = self._arrived(mask, mask_on_host)
         self.original_lengths = self.slots.counts
@@ -106,6 +117,9 @@ class DecoderStep:
                     self.deepstack.compact(self.sharing.slot)
             else:
                 keep = staying(self.layout, self.selected)
+            if self.chain.skipping is not None:
+                runs = running(self.layout, self.selected)
+                self.skipping = None if runs is None else Skipping(runs, self.chain.skipping.stage.skips)
         for rows in dict.fromkeys(self.rows):
             rows.extend(self.batch, self.past_length[rows.leader], self.original_length, self.slots.valid, self.device)
         if keep is not None:
@@ -134,19 +148,6 @@ class DecoderStep:
         arguments["visual_pos_masks"] = mask
         self.deepstack = DeepStackRows(mask)
 
-    def _cache(self, arguments: dict[str, Any]) -> Cache | None:
-        cache = arguments.get("past_key_values")
-        if cache is not None:
-            return cache
-        language_model = self.integration.language_model
-        use_cache = arguments.get("use_cache")
-        if use_cache is None:
-            use_cache = getattr(language_model.config, "use_cache", False)
-        if not use_cache or (getattr(language_model, "gradient_checkpointing", False) and language_model.training):
-            return None
-        cache = arguments["past_key_values"] = DynamicCache(config=language_model.config)
-        return cache
-
     def _cached(self) -> list[Any]:
         return self.cache.layers if self.cache is not None else []
 
@@ -155,13 +156,6 @@ class DecoderStep:
         if is_visual(self.cache):
             return [layer.rows for layer in self._cached()]
         return [Rows(0)] * layers
-
-    def _physical(self, layer: int) -> int:
-        layers = self._cached()
-        if layer >= len(layers):
-            return 0
-        cached = layers[layer]
-        return cached.physical_length if isinstance(cached, VisualCacheLayer) else cached.get_seq_length()
 
     def _arrived(self, mask: Tensor | None, on_host: Tensor | None) -> Slots:
         """The slots of this call, all of them."""
@@ -216,7 +210,8 @@ class DecoderStep:
         if counts == before.counts:
             return None
         self.candidates = [left - text - n for left, text, n in zip(counts, self._texts(), newlines, strict=True)]
-        self._own_rows(layer)
+        divide_rows(self.rows, layer)
+        self._link_rows()
         shift: Tensor | None = None
         if positions == "compact":
             dropped = ~keep if before.valid is None else ~keep & before.valid
@@ -263,20 +258,10 @@ class DecoderStep:
         visual = self.layout.visual.sum(1).tolist()
         return [length - n for length, n in zip(self.original_lengths, visual, strict=True)]
 
-    def _own_rows(self, layer: int) -> None:
-        """Make the layers from `layer` on keep rows of their own, in a cache that keeps two lengths."""
-        if self.cache is not None and not is_visual(self.cache):
-            adopt(self.cache, len(self.rows), self.chain.label)
-        twins: dict[Rows, Rows] = {}
-        for i in range(layer, len(self.rows)):
-            rows = self.rows[i]
-            if rows.leader < layer:
-                if rows not in twins:
-                    twins[rows] = rows.split(i)
-                self.rows[i] = twins[rows]
+    def _link_rows(self) -> None:
+        """Let the cache's layers know their rows, in a cache that keeps two lengths."""
         if self.cache is not None:
-            for cached, rows in zip(self._cached(), self.rows, strict=True):
-                cached.rows = rows
+            link_rows(self.cache, self.rows, self.chain.label)
 
     # Between the layers.
 
@@ -285,6 +270,8 @@ class DecoderStep:
         for stage in stages:
             hidden = self._run(stage, layer, hidden)
         self.signals.clear()
+        if self.skipping is not None and layer in self.skipping.layers:
+            hidden = self._shorten(layer, self.skipping, hidden)
         self.lengths[layer] = (self.slots.counts, self.past_length[layer])
         own = self.rows[layer] is not self.rows[0]
         if self.compacted or own:
@@ -295,6 +282,31 @@ class DecoderStep:
         if "position_ids" in kwargs:
             kwargs["position_ids"] = None
         return hidden
+
+    def _shorten(self, layer: int, skipping: Skipping, hidden: Tensor) -> Tensor:
+        """Let slots pass by a layer, until `behind_layer`."""
+        short = skipping.short(self.slots, self.positions)
+        if short is None or self.layout is None or self.chain.skipping is None:
+            return hidden
+        fewer, end = self.slots.width - short.slots.width, self.past + self.layout.end
+        self.rows[layer] = skipping.rows_of(layer, self.rows, short, self.past_length[layer], fewer, end)
+        self._link_rows()
+        visual = self.slots.on(self.layout.picture) >= 0
+        self.events.append(Event(self.chain.skipping, layer, [visual], [visual & short.runs]))
+        self.whole = short, hidden, (self.slots, self.positions, self.masks, self.embeddings, self.compacted)
+        self.slots, self.positions, self.compacted = short.slots, short.positions, True
+        self.masks, self.embeddings = short.masks, short.embeddings
+        return short.take(hidden)
+
+    def behind_layer(self, output: Any) -> Any:
+        """Put what passed by a layer back among what came out of it."""
+        if self.whole is None:
+            return output
+        (short, hidden, now), self.whole = self.whole, None
+        self.slots, self.positions, self.masks, self.embeddings, self.compacted = now
+        if isinstance(output, tuple):
+            return short.put_back(output[0], hidden), *output[1:]
+        return short.put_back(output, hidden)
 
     def _mask(self, layer: int, hidden: Tensor) -> Any:
         rows = self.rows[layer]

@@ -81,17 +81,27 @@ def owners(layout: VisualLayout, selected: Sequence[Selected]) -> Tensor:
 
 def staying(layout: VisualLayout, selected: Sequence[Selected]) -> Tensor | None:
     """Bool (rows, slots): the slots that stay, text and padding among them; None if nothing was decided."""
-    if not selected:
+    return _on_slots(layout, [(one, one.kept) for one in selected])
+
+
+def running(layout: VisualLayout, selected: Sequence[Selected]) -> Tensor | None:
+    """Bool (rows, slots): the slots that pass by no decoder layer, text and padding among them; None if all do."""
+    return _on_slots(layout, [(one, one.runs) for one in selected if one.runs is not None])
+
+
+def _on_slots(layout: VisualLayout, chosen: Sequence[tuple[Selected, Tensor]]) -> Tensor | None:
+    """Bool (pictures, slots) of pictures on the slots of the batch, True elsewhere; None of no pictures."""
+    if not chosen:
         return None
-    stays = torch.ones(layout.visual.size, dtype=torch.bool, device=layout.device)
-    for one in selected:
+    marked = torch.ones(layout.visual.size, dtype=torch.bool, device=layout.device)
+    for one, mask in chosen:
         shown, which = _shown(layout, one)
-        places = layout.places_of(shown, one.kept.shape[1])
-        kept = one.kept.to(layout.device)
-        if which != list(range(len(kept))):
-            kept = kept[which]
-        stays[places] = kept
-    return stays.view(layout.visual.shape)
+        places = layout.places_of(shown, mask.shape[1])
+        mask = mask.to(layout.device)
+        if which != list(range(len(mask))):
+            mask = mask[which]
+        marked[places] = mask
+    return marked.view(layout.visual.shape)
 
 
 def _shown(layout: VisualLayout, selected: Selected) -> tuple[list[int], list[int]]:

@@ -87,6 +87,9 @@ class Engine:
             signals = sorted({x for stage in self.layer_stages.get(i + 1, ()) for x in stage.captured})
             if signals:
                 self._before(layer.get_submodule("self_attn"), self._capture_rows(i, signals))
+            if self.chain.skipping is not None and i in self.chain.skipping.stage.skips:
+                # First of all hooks, so that a captured hidden state is the whole one.
+                self._after(layer, self._behind_decoder_layer, prepend=True)
         if self.chain.shares:
             SharingHooks(integration, self._sharing).attach(self._before, self._after)
         blocks = BlockHooks(integration, self.chain, lambda: self.local.encoding)
@@ -235,7 +238,7 @@ class Engine:
             return None
         layout = None
         if local.runs and local.prompt is not None:
-            if self.layer_stages or self.chain.shares:
+            if self.layer_stages or self.chain.shares or self.chain.skipping is not None:
                 self._refuse_checkpointing(module)
             layout = self._lay_out(local.prompt, local.on_host, local.runs)
         step = DecoderStep(self.integration, self.chain, layout)
@@ -280,6 +283,9 @@ class Engine:
             return (hidden, *args[1:]), kwargs
 
         return hook
+
+    def _behind_decoder_layer(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return None if self.local.step is None else self.local.step.behind_layer(output)
 
     def _sharing(self) -> Sharing | None:
         return None if self.local.step is None else self.local.step.sharing

@@ -16,6 +16,7 @@ from vtprune.engine.flops import attention_flops, linear_flops
 from vtprune.engine.layout import VisualLayout
 from vtprune.engine.selection import Selected
 from vtprune.integrations.base import Integration
+from vtprune.methods.base import Place
 from vtprune.report import MapReport, PictureReport, PlaceReport, Report
 
 
@@ -143,7 +144,8 @@ class Prefill:
 def _place(event: Event) -> PlaceReport:
     before, after = event.counts()
     note = "kept everything" if before == after else ""
-    return PlaceReport(event.stage.method, event.stage.stage.place.value, event.layer, before, after, note)
+    place = Place.DECODER_LAYER if event.stage.stage.skips else event.stage.stage.place
+    return PlaceReport(event.stage.method, place.value, event.layer, before, after, note)
 
 
 def _kv_bytes(step: DecoderStep) -> tuple[int | None, int | None]:

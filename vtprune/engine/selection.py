@@ -27,6 +27,7 @@ class Selected:
         numbers: Which of the encoded pictures they are.
         kept: Bool (pictures, slots), what stays.
         owner: (pictures, slots), the slot that stands for each slot; None where nothing was merged.
+        runs: Bool (pictures, slots), False on what passes by decoder layers; None where nothing does.
         levels: Features on slots, (pictures, slots, width): those of the input, then DeepStack's; None if unchanged.
     """
 
@@ -34,6 +35,7 @@ class Selected:
     kept: Tensor
     owner: Tensor | None
     levels: list[Tensor] | None
+    runs: Tensor | None = None
 
 
 class Text:
@@ -80,9 +82,10 @@ def select(
         for _, batch in batches:
             batch.act(stage)
         standing = [batch.standing() for _, batch in batches]
-        events.append(Event(stage, None, before, standing))
+        if not stage.stage.skips:
+            events.append(Event(stage, None, before, standing))
     return [
-        Selected(numbers, kept, batch.owner, batch.levels if batch.replaced else None)
+        Selected(numbers, kept, batch.owner, batch.levels if batch.replaced else None, batch.running())
         for (numbers, batch), kept in zip(batches, standing, strict=True)
     ], events
 
@@ -102,6 +105,7 @@ class _Batch:
         self.device = levels[0].device
         self.geometry = geometry(layout, self.device)
         self.alive = self.geometry.candidates.expand(len(pictures), -1)
+        self.runs: Tensor | None = None  # bool (pictures, slots), candidates that pass by no decoder layer
         self.complete = True
         self.owner: Tensor | None = None
         self.replaced = False
@@ -137,10 +141,17 @@ class _Batch:
 
     def standing(self) -> Tensor:
         """Bool (pictures, slots): what stays; a newline stays as long as a token of its line does."""
+        return self._with_newlines(self.alive)
+
+    def running(self) -> Tensor | None:
+        """Bool (pictures, slots): what passes by no decoder layer; newlines go with their lines."""
+        return None if self.runs is None else self._with_newlines(self.runs)
+
+    def _with_newlines(self, chosen: Tensor) -> Tensor:
         if self.geometry.lines is None:
-            return self.alive
+            return chosen
         lines = self.geometry.lines.expand(len(self.pictures), -1)
-        return self.alive | (self.geometry.newlines & living(lines, self.layout.slots, self.alive))
+        return chosen | (self.geometry.newlines & living(lines, self.layout.slots, chosen))
 
     def act(self, stage: ChainStage) -> None:
         """Run one stage."""
@@ -214,7 +225,9 @@ class _Batch:
         if isinstance(decision, Keep):
             mask = decision.mask.to(self.device)
             self._mix(stage, number, where, decision)
-            if everything:
+            if stage.stage.skips:
+                self.runs = (self.alive if self.runs is None else self.runs).index_put((number, where), mask)
+            elif everything:
                 self.alive, self.complete = mask, False
             else:
                 self._set_alive(number, where, mask)

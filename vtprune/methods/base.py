@@ -331,6 +331,9 @@ class Stage:
         shares: Before the language model only: merged tokens do not leave, but stay on their slots and share the hidden
             state of the one that stands for them (of a `Group`, or named by `Keep.owner`). Other methods cannot act
             beside it.
+        skips: Encoder output only: decoder layers, from 1 on, that tokens pass by unless `Keep` marks them; they do not
+            leave the prompt. Such a layer runs on the others alone, and its cache holds only these. One stage of a
+            chain may do so.
         scope: Encoder output only: whether it decides on all tokens of a picture or video together ("picture"), or on
             every tile and frame by itself ("tile").
         budget: With scope "tile", the budget that `decide` asks for by `Pictures.count`: a number of tokens per
@@ -351,6 +354,7 @@ class Stage:
     needs_all: bool = False
     over_time: bool = False
     shares: bool = False
+    skips: tuple[int, ...] = ()
     scope: Scope = "picture"
     budget: Budget | None = None
 

@@ -5,9 +5,10 @@ Neighbouring tokens whose pixels are nearly equal belong to one component, trans
 
 Paper: "ShowUI: One Vision-Language-Action Model for GUI Visual Agent", arXiv 2411.17465. Authors' code:
 github.com/showlab/ShowUI.
-Differs from the paper in: there, tokens pass by chosen decoder layers and stay in the prompt, which is off by default
-in the released code except in training; here they leave the prompt before the language model. Tiles, thumbnails and
-the frames of a video, which the released code does not know, are divided by themselves.
+Differs from the paper in: there, tokens pass by chosen decoder layers and stay in the prompt (`skip_layers`), which the
+released code does in training only; by default they leave the prompt here, before the language model. No token passes
+by the first layer. Tiles, thumbnails and the frames of a video, which the released code does not know, are divided by
+themselves.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import torch
 from torch import Tensor
 
 from vtprune.budget import Budget
-from vtprune.methods._select import check_number, given
-from vtprune.methods.base import Cells, Keep, Method, ModelInfo, Pictures, Place, Positions, Stage
+from vtprune.methods._select import check_number, check_whole_numbers, given
+from vtprune.methods.base import Cells, Keep, Method, ModelInfo, Pictures, Place, Positions, Stage, check_layer
 from vtprune.methods.registry import register
 
 OFFICIAL_VALUES = 28 * 28 * 3 * 2
@@ -45,17 +46,23 @@ class ShowUI(Method):
 
     keep: Budget = 0.5  # ratio in (0, 1] of every component or, converted to one, tokens per picture
     threshold: float = 1.0  # > 0, L2 distance of normalised 28 x 28 cells; other cells are compared at equal RMS
+    skip_layers: tuple[int, ...] | None = None  # layers to pass by, from 1 on; paper: 1, 3, ..., 25 of 28; None: leave
     positions: Positions = "original"  # position ids after the removal: "original", "compact" or "auto"
 
     def __post_init__(self) -> None:
         """Check the parameters."""
         super().__post_init__()
         check_number("threshold", self.threshold, 0, 1e6, above_low=True)
+        if self.skip_layers is not None:
+            layers = check_whole_numbers("skip_layers", self.skip_layers, least=1)
+            object.__setattr__(self, "skip_layers", (layers,) if isinstance(layers, int) else layers)
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """One selection at the encoder's output, on pixels."""
-        asked = frozenset({"pixel_steps"})
-        return [Stage(Place.ENCODER_OUTPUT, self.decide, signals=asked, positions=self.positions)]
+        asked, skips = frozenset({"pixel_steps"}), self.skip_layers or ()
+        for layer in skips:
+            check_layer("skip_layers", layer, 1, model.decoder_layers - 1)
+        return [Stage(Place.ENCODER_OUTPUT, self.decide, signals=asked, positions=self.positions, skips=skips)]
 
     def decide(self, pictures: Pictures) -> Keep:
         """Divide every picture into components, and keep a share of each."""
