@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from torch import Tensor
 
 import vtprune
 from tests.families import FAMILIES, IMAGE, VIDEO
@@ -20,10 +19,6 @@ CLOSE = dict(atol=1e-4, rtol=1e-4)
 TOWERS = ("llava-clip", "llava-siglip", "llava_next", "llava_next_video", "llava_onevision", "internvl")
 
 
-def same(x: Tensor) -> Tensor:
-    return x
-
-
 @dataclasses.dataclass(frozen=True)
 class Door(Method):
     """At the encoder's output: tokens share the state of the one `step` places before that is a multiple of it."""
@@ -34,12 +29,12 @@ class Door(Method):
     step: int = 3
 
     def stages(self, model):
-        return [Stage(Place.ENCODER_OUTPUT, self.decide, mixes=True, shares=True)]
+        return [Stage(Place.ENCODER_OUTPUT, self.decide, shares=True)]
 
     def decide(self, pictures):
         tokens = torch.arange(pictures.tokens).expand(pictures.encoded.shape[:2])
         owner = tokens // self.step * self.step
-        return Keep(owner == tokens, same, owner)
+        return Keep(owner == tokens, owner=owner)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +153,7 @@ def test_equal_tokens_put_into_the_first_cache_layer_what_they_would_alone(name)
         shares: bool = True
 
         def stages(self, model):
-            return [dataclasses.replace(stage, shares=self.shares) for stage in super().stages(model)]
+            return [dataclasses.replace(stage, mixes=True, shares=self.shares) for stage in super().stages(model)]
 
         def decide(self, pictures):
             made = super().decide(pictures)
@@ -242,9 +237,19 @@ def test_refuses():
 
     with pytest.raises(ValueError, match="only tokens that merge before the language model"):
         vtprune.apply(model, Late())
+    model_inputs = family.inputs(family.row(5, IMAGE, 7))
+    for owner, error in ((None, "must name an owner"), (torch.arange(36).roll(1)[None], "one that stands for itself")):
+
+        @dataclasses.dataclass(frozen=True)
+        class Wrong(Door):
+            def decide(self, pictures, owner=owner):
+                return Keep(super().decide(pictures).mask, owner=owner)
+
+        with vtprune.applied(model, Wrong()), pytest.raises((TypeError, ValueError), match=error):
+            model(**model_inputs)
     model.gradient_checkpointing_enable()
     with vtprune.applied(model.train(), Door()), pytest.raises(ValueError, match="gradient checkpointing"):
-        model(**family.inputs(family.row(5, IMAGE, 7)))
+        model(**model_inputs)
 
 
 def test_a_decoder_whose_projections_are_one():

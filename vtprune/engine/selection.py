@@ -237,7 +237,16 @@ class _Batch:
             raise TypeError(f"{stage.method}: a stage at the encoder's output cannot return {type(decision).__name__}.")
 
     def _mix(self, stage: ChainStage, number: Tensor, where: Tensor, decision: Keep) -> None:
-        """Give the tokens that stay their new features, on every level."""
+        """Give the tokens that stay their new features, on every level, and note who stands for whom."""
+        if stage.stage.shares and decision.owner is None:
+            raise TypeError(f"{stage.method}: a stage with shares=True must name an owner of every token.")
+        if decision.mix is None and not stage.stage.shares:
+            return
+        if decision.owner is not None:
+            if self.owner is None:
+                self.owner = torch.arange(self.layout.slots, device=self.device).repeat(len(self.pictures), 1)
+            owner = where.gather(1, decision.owner.to(self.device))
+            self.owner = self.owner.index_put((number, where), owner)
         if decision.mix is None:
             return
         if not stage.stage.mixes:
@@ -245,11 +254,6 @@ class _Batch:
         for i, level in enumerate(self.levels):
             new = decision.mix(level[number, where]).to(level.dtype)
             self.levels[i] = level.index_put((number, where), new)
-        if decision.owner is not None:
-            if self.owner is None:
-                self.owner = torch.arange(self.layout.slots, device=self.device).repeat(len(self.pictures), 1)
-            owner = where.gather(1, decision.owner.to(self.device))
-            self.owner = self.owner.index_put((number, where), owner)
         self.replaced = True
         self.encoded = None  # belongs to tokens that are no more
 
@@ -265,17 +269,24 @@ class _Batch:
         first = torch.full((len(owner), groups), owner.shape[1], device=self.device)
         first = first.scatter_reduce(1, owner, tokens, "amin")
         for i, level in enumerate(self.levels):
-            x = level[number, where]
-            again = decision if i == 0 else stage.decide(Pictures(grid, x))
-            if not isinstance(again, Replace):
-                raise TypeError(f"{stage.method}: a stage that needs the grid must decide alike on all features.")
-            self.levels[i] = level.index_put((number, where.gather(1, first)), again.features.to(level.dtype))
+            new = decision.features if i == 0 else self._again(stage, grid, decision, level[number, where])
+            # On every slot of a group, as padding has none; only the first of them is read.
+            self.levels[i] = level.index_put((number, where), gather_rows(new, owner).to(level.dtype))
         if self.owner is None:
             self.owner = torch.arange(self.layout.slots, device=self.device).repeat(len(self.pictures), 1)
         self.owner = self.owner.index_put((number, where), where.gather(1, first.gather(1, owner)))
         self._set_alive(number, where, first.gather(1, owner) == tokens)
         self.replaced = True
         self.encoded = None  # belongs to tokens that are no more
+
+    def _again(self, stage: ChainStage, grid: Grid, decision: Replace, x: Tensor) -> Tensor:
+        """What a decision makes of another level of features."""
+        if decision.again is not None:
+            return decision.again(x)
+        again = stage.decide(Pictures(grid, x))
+        if not isinstance(again, Replace):
+            raise TypeError(f"{stage.method}: a stage that needs the grid must decide alike on all features.")
+        return again.features
 
 
 def living(lines: Tensor, count: int, alive: Tensor) -> Tensor:

@@ -38,12 +38,19 @@ class Sharing:
 
     @staticmethod
     def of(owner: Tensor, slots: Slots) -> Sharing | None:
-        """Read an owner map, (rows, slots): for every slot the one whose state it shares; None if all are alone."""
+        """Read an owner map, (rows, slots): for every slot the one whose state it shares; None if all are alone.
+
+        Raises:
+            ValueError: An owner does not own itself.
+        """
         own = torch.arange(owner.shape[1], device=owner.device)
         first = owner == own
+        astray = ~first.gather(1, owner)
         if slots.valid is not None:
             first = first & slots.valid
-        counts = first.sum(1).tolist()
+        *counts, wrong = torch.cat((first.sum(1), astray.sum()[None])).tolist()  # the one time that the host waits
+        if wrong:
+            raise ValueError("tokens can only share the state of one that stands for itself.")
         if counts == slots.counts:
             return None
         most = max(counts)
