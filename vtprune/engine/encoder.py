@@ -229,9 +229,14 @@ class EncoderRun:
         if not isinstance(decision, Replace):
             raise TypeError(f"{stage.method}: a stage that needs the grid must return Replace, got {decision!r}.")
         self.features = decision.features
-        if decision.features.shape[1] < tokens:
+        groups = decision.features.shape[1]
+        if groups < tokens or decision.ragged:
             self.group_owner = decision.owner
-        self.events.append(Event(stage, None, tiles * tokens, tiles * decision.features.shape[1]))
+        left: Count = tiles * groups
+        if decision.ragged:
+            stands = torch.zeros(tiles, groups, dtype=torch.bool, device=features.device)
+            left = [stands.scatter_(1, decision.owner, True)]
+        self.events.append(Event(stage, None, tiles * tokens, left))
 
     def after_projector(self, projected: Tensor) -> Tensor:
         """Copy the projected features of groups to all of their tokens: (tiles, tokens, width)."""

@@ -103,10 +103,15 @@ class Replace:
     Args:
         features: (pictures, groups, channels), in reading order.
         owner: (pictures, tokens), for every old token the index of the group that stands for it.
+        ragged: Whether pictures may have different numbers of groups; those that stand for no token are padding.
+        again: The same for another level of features of these pictures, (pictures, tokens, channels), where the
+            decision depends on the features; differentiable. None: `decide` is asked again.
     """
 
     features: Tensor
     owner: Tensor
+    ragged: bool = False
+    again: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ Differs from the paper in: the default gain is 1, so that the mean of the featur
 it by sqrt(old / new tokens), which its fine-tuned checkpoints have learnt: `gain="official"`); the budget may be any
 `keep`; two small matrix products instead of a fast Fourier transform. On all families it acts where the engine
 hands over `encoded`; the frames of a video are filtered one by one unless `frames` asks for a transform over time,
-which is ours.
+which is ours. So is `energy`: the small grid then follows from the spectrum of every map by itself, as wide, as high
+and as large as what varies in it asks for, within the budget. Maps of one batch keep different numbers of tokens.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vtprune.budget import Budget, check_keep, token_count
 from vtprune.kernels._shared import full_precision
 from vtprune.methods._grids import cell_owner, fit_grid
 from vtprune.methods._select import check_choice, check_number, check_whole_numbers
+from vtprune.methods._spectrum import energies, strongest_blocks
 from vtprune.methods.base import Method, ModelInfo, Pictures, Place, Positions, Replace, Stage
 from vtprune.methods.registry import register
 
@@ -45,6 +48,7 @@ class Fourier(Method):
     side: int | tuple[int, int] | None = None  # rows and columns of the small grid, at most those of the picture
     frames: Budget | None = None  # frames left of a video, filtered over time: share in (0, 1] or number; None: all
     ratio: float | None = None  # share of each side in (0, 1], rounded down, at least 1; the Qwen-VL code has 2 / 3
+    energy: float | None = None  # keep the fewest cells that hold so much of what varies, in (0, 1]; 1: all that fit
     norm: Literal["ortho", "none"] = "ortho"  # scaling of the transform; matters only with gain="official"
     gain: Literal["unit", "official"] = "unit"  # "unit" keeps the mean, "official" as released with the checkpoints
     positions: Positions = "auto"  # "auto": "compact" on LLaVA and Qwen-VL as in the authors' code, else "original"
@@ -58,6 +62,8 @@ class Fourier(Method):
             raise ValueError(f"give side or ratio, not both; got side={self.side!r} and ratio={self.ratio!r}.")
         if self.ratio is not None:
             check_number("ratio", self.ratio, 0, 1, above_low=True)
+        if self.energy is not None:
+            check_number("energy", self.energy, 0, 1, above_low=True)
         if self.frames is not None:
             object.__setattr__(self, "frames", check_keep(self.frames, name="frames"))
         if self.side is not None:
@@ -84,15 +90,52 @@ class Fourier(Method):
         frames, rows, columns = pictures.grid
         left = frames if self.frames is None else token_count(self.frames, frames)
         small = self.small_grid(frames, rows, columns, left)
-        if (left, *small) == pictures.grid:
+        if (left, *small) == pictures.grid and self.energy is None:
             return None
-        x = pictures.encoded
-        if left < frames:
-            x = low_pass_in_time(x, frames, left, norm=self.norm, gain=self.gain)
-        maps = x.reshape(-1, rows * columns, x.shape[-1])
+        if self.energy is not None:
+            return self.by_energy(pictures.encoded, pictures.grid, left)
+        maps = self.maps(pictures.encoded, pictures.grid, left)
         features = low_pass(maps, (rows, columns), small, norm=self.norm, gain=self.gain)
-        owner = cell_owner(frames, (rows, columns), small, left).to(x.device)
-        return Replace(features.reshape(x.shape[0], -1, x.shape[-1]), owner.expand(x.shape[0], -1))
+        owner = cell_owner(frames, (rows, columns), small, left).to(maps.device)
+        count = len(pictures.encoded)
+        return Replace(features.reshape(count, -1, maps.shape[-1]), owner.expand(count, -1))
+
+    def maps(self, x: Tensor, grid: tuple[int, int, int], left: int) -> Tensor:
+        """One map for each of the `left` frames of every picture: (pictures * left, rows * columns, channels)."""
+        if left < grid[0]:
+            x = low_pass_in_time(x, grid[0], left, norm=self.norm, gain=self.gain)
+        return x.reshape(-1, grid[1] * grid[2], x.shape[-1])
+
+    def by_energy(self, x: Tensor, grid: tuple[int, int, int], left: int) -> Replace:
+        """Filter every map down to a grid of its own; the groups of a frame are padded to those of the largest."""
+        frames, sides, device = grid[0], grid[1:], x.device
+        most = self.most(*grid, left)
+        blocks = strongest_blocks(energies(self.maps(x, grid, left), sides), most, self.energy or 1.0).tolist()
+        shapes = {(h, w) for h, w in blocks}
+        widest = max(h * w for h, w in shapes)
+        alike = {shape: torch.tensor([i for i, b in enumerate(blocks) if tuple(b) == shape]) for shape in shapes}
+
+        def features(x: Tensor) -> Tensor:
+            maps = self.maps(x, grid, left)
+            new = maps.new_zeros(len(maps), widest, maps.shape[2])
+            for shape, numbers in alike.items():
+                small = low_pass(maps[numbers], sides, shape, norm=self.norm, gain=self.gain)
+                new = new.index_put((numbers.to(device),), F.pad(small, (0, 0, 0, widest - small.shape[1])))
+            return new.reshape(len(x), -1, maps.shape[2])
+
+        cell = torch.empty(len(blocks), sides[0] * sides[1], dtype=torch.int64)
+        for shape, numbers in alike.items():
+            cell[numbers] = cell_owner(1, sides, shape)
+        frame = torch.arange(frames) * left // frames
+        owner = (cell.view(-1, left, cell.shape[1])[:, frame] + (frame * widest)[:, None]).flatten(1)
+        return Replace(features(x), owner.to(device), ragged=True, again=features)
+
+    def most(self, frames: int, rows: int, columns: int, left: int) -> int:
+        """How many cells a frame may keep, if `left` frames share the budget of all."""
+        if self.side is not None or self.ratio is not None:
+            down, across = self.small_grid(frames, rows, columns)
+            return down * across
+        return min(max(token_count(self.keep, frames * rows * columns) // left, 1), rows * columns)
 
     def small_grid(self, frames: int, rows: int, columns: int, left: int | None = None) -> tuple[int, int]:
         """Rows and columns of the compressed grid of one frame, if `left` frames share the budget of all."""
