@@ -196,6 +196,30 @@ def test_what_was_not_announced(way):
 
 
 @dataclasses.dataclass(frozen=True)
+class SomeTiles(Toy):
+    """Merges, but not in every tile."""
+
+    def decide(self, tokens: EncoderTokens):
+        group = super().decide(tokens)
+        whole = tokens.hidden[:, -1:, 0] > 0
+        itself = torch.arange(group.owner.shape[1]).expand_as(group.owner)
+        owner = torch.where(whole, itself, group.owner)
+        return Group(owner, int(owner.max()) + 1, ragged=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MERGING)
+def test_tiles_that_merge_beside_tiles_that_do_not(name):
+    family = FAMILIES[name]
+    model = family.model()
+    rows = [family.row(2, IMAGE, 3, seed=seed) for seed in range(6)]
+    with vtprune.applied(model, SomeTiles(way="merge", layers=(1,))):
+        together = model(**family.inputs(*rows)).logits[:, -1]
+        for i, row in enumerate(rows):
+            torch.testing.assert_close(together[i], model(**family.inputs(row)).logits[0, -1], **CLOSE)
+
+
+@dataclasses.dataclass(frozen=True)
 class Shortest(Toy):
     """Drops as many tokens of every tile: those with the shortest keys."""
 

@@ -200,9 +200,7 @@ class EncoderRun:
     def spread(self, hidden: Tensor) -> Tensor:
         """Copy the features of merged patches back to all patches, where several are about to be joined to a token."""
         owner = self.tokens.owner
-        if owner is None or hidden.shape[1] == owner.shape[1]:
-            return hidden
-        return gather_rows(hidden, owner.clamp_min(0))
+        return hidden if owner is None else gather_rows(hidden, owner.clamp_min(0))
 
     # At the projector.
 

@@ -180,7 +180,9 @@ class Engine:
             return
         output.last_hidden_state = run.spread(output.last_hidden_state)
         if output.hidden_states is not None:
-            output.hidden_states = tuple(x if x is None else run.spread(x) for x in output.hidden_states)
+            first = min(layer for stage in self.chain.encoder_layer_stages for layer in stage.layers)
+            states = enumerate(output.hidden_states)  # the output of a block stands one place behind its index
+            output.hidden_states = tuple(x if x is None or i <= first else run.spread(x) for i, x in states)
 
     def _enter_projector(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run = self.local.encoding
