@@ -200,8 +200,8 @@ def _figures(method: dict[str, Any], tables: Sequence[Table]) -> Iterator[str]:
             reasons.setdefault(reason, [])
             if where not in reasons[reason]:
                 reasons[reason].append(where)
-    for reason, where in reasons.items():
-        yield _wrapped(f"Refused on {', '.join(where)}: {reason}")
+    for reason, places in reasons.items():
+        yield _wrapped(f"Refused on {', '.join(places)}: {reason}")
         yield ""
 
 
