@@ -188,7 +188,7 @@ def tinychart(case: Case) -> dict[str, Any]:
         x = x + linear("self_attn__out_proj", attended.transpose(1, 2).flatten(2))
         tokens = EncoderTokens(layer, k.mean(1), running.sizes_of(x), 0, case["x_in"].shape[1])
         group = method.decide(tokens, layers=int(case["num_layers"]))
-        (x,) = running.follow(group, x)
+        (x,) = [x] if group is None else running.follow(group, x)
         x = x + linear("mlp__fc2", F.gelu(linear("mlp__fc1", norm("layer_norm2", x)), approximate="tanh"))
         counts.append(x.shape[1])
     source = _membership(running.owner, x.shape[1])

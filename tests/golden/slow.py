@@ -70,6 +70,8 @@ def bilinear(grid: Array, rows: int, columns: int) -> Array:
 def paired(metric: Array, merges: int, cls: int = 0, penalty: Array | None = None) -> Groups:
     """Groups after a step of bipartite merging: tokens at even places that stay alone, then those at odd places."""
     tokens, like = len(metric), unit(metric) @ unit(metric).T
+    if tokens == 1:
+        return [[0]]
     if penalty is not None:
         like = like - penalty[:, None]
     merges = min(merges, (tokens - cls) // 2)

@@ -138,7 +138,7 @@ def test_ats(pictures: int, tokens: int, reference: int, slots: int) -> None:
     expect("ats", case, attn=attention, **found)
 
 
-@pytest.mark.parametrize(("tokens", "merges", "counts"), [(49, 6, [43, 37, 31]), (25, 100, [13, 7, 4])])
+@pytest.mark.parametrize(("tokens", "merges", "counts"), [(49, 6, [43, 37, 31]), (25, 100, [13, 7, 4, 2, 1, 1])])
 def test_tinychart(tokens: int, merges: int, counts: list[int]) -> None:
     rng = np.random.default_rng(3)
     pictures, heads, width, eps = 2, 2, 8, 1e-6
