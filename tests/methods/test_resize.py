@@ -54,6 +54,14 @@ def test_features_of_every_frame_are_resampled_by_themselves():
     assert decision.owner[0, 24:30].tolist() == [6, 6, 7, 7, 8, 8]
 
 
+def test_features_are_resampled_by_the_filter():
+    batch = pictures(1, (1, 4, 6))
+    by_areas = Resizing(filter="area").shrink_features(batch).features
+    blocks = batch.encoded.view(1, 2, 2, 3, 2, 12).mean((2, 4)).flatten(1, 2)
+    torch.testing.assert_close(by_areas, blocks)
+    assert not torch.allclose(Resizing().shrink_features(batch).features, blocks, atol=1e-3)
+
+
 def test_refuses():
     with pytest.raises(ValueError, match="filter must be"):
         Resizing(filter="nearest")

@@ -40,7 +40,7 @@ class Resizing(Method):
     cost = "one pass over the pixels, or N C over the features"
 
     keep: Budget = 0.25  # ratio in (0, 1] or tokens per picture (per map or tile where features are resampled)
-    filter: Filter = "bicubic"  # of pixels, all without aliasing; features are resampled by "bilinear"
+    filter: Filter = "bicubic"  # of pixels and of features, all without aliasing
     positions: Positions = "auto"  # "auto": those of a smaller picture on LLaVA and with M-RoPE, else "original"
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class Resizing(Method):
         if small == tuple(grid):
             return None
         maps = pictures.encoded.unflatten(1, (-1, *grid)).flatten(0, 1).permute(0, 3, 1, 2)
-        new = resample(maps, small, "bilinear").permute(0, 2, 3, 1).flatten(1, 2)
+        new = resample(maps, small, self.filter).permute(0, 2, 3, 1).flatten(1, 2)
         owner = cell_owner(frames, (grid[0], grid[1]), small).to(new.device)
         return Replace(new.reshape(len(pictures.encoded), -1, new.shape[2]), owner.expand(len(pictures.encoded), -1))
 
