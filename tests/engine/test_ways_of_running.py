@@ -192,6 +192,22 @@ def test_a_failed_call_leaves_the_model_usable(family, model, inputs):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["llava-clip", "llava_onevision"])
+def test_a_prompt_without_text_is_refused_where_all_visual_tokens_leave(name):
+    family = FAMILIES[name]
+    model = family.model()
+    bare, usual = family.row(IMAGE), family.row(3, IMAGE, 2)
+    vtprune.apply(model, "exit", layer=2)
+    expected = model(**family.inputs(usual)).logits
+    for rows in ([bare], [usual, bare]):
+        with pytest.raises(ValueError, match="nothing is left of a prompt without text"):
+            model(**family.inputs(*rows))
+    assert torch.equal(model(**family.inputs(usual)).logits, expected)
+    vtprune.apply(model, "fastv", keep=0.5, layer=2)
+    assert torch.isfinite(model(**family.inputs(bare)).logits).all()
+
+
+@torch.no_grad()
 def test_cache_can_be_cropped_down_to_the_prompt(family, model, inputs):
     vtprune.apply(model, "fastv", keep=0.5)
     out = model.generate(**inputs, max_new_tokens=6, do_sample=False, return_dict_in_generate=True)

@@ -209,6 +209,8 @@ class DecoderStep:
         counts, newlines = self._count(keep)
         if counts == before.counts:
             return None
+        if 0 in counts and 0 not in before.counts:
+            raise ValueError("nothing is left of a prompt without text once visual tokens leave: give it some text.")
         self.candidates = [left - text - n for left, text, n in zip(counts, self._texts(), newlines, strict=True)]
         divide_rows(self.rows, layer)
         self._link_rows()
