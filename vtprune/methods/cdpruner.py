@@ -42,7 +42,7 @@ class CDPruner(Method):
     needs_text = True
 
     keep: Budget = 0.111  # ratio in (0, 1] or tokens per picture; the paper has 128, 64 and 32 of 576
-    # Tokens weigh exp(theta * relevance / (2 - 2 * theta)), theta in [0, 0.999]; None: their relevance, as in the paper.
+    # Tokens weigh exp(theta * relevance / (2 - 2 * theta)), in [0, 0.999]; None: their relevance, as in the paper.
     theta: float | None = 0.5
     positions: Positions = "auto"  # "auto": "compact" on LLaVA as in the authors' code, "original" on other families
 
