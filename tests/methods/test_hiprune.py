@@ -61,6 +61,11 @@ def test_blocks():
     assert blocks(ModelInfo("q", 32, 36, False, attention_blocks=(7, 15, 23, 31), scored_block=31)) == [15, 31]
 
 
+def test_refused_where_no_block_can_be_asked():
+    with pytest.raises(ValueError, match=r"no vision block of this model \(x\) can be asked"):
+        HiPrune().stages(ModelInfo("x", 0, 2, True))
+
+
 def test_wrap_needs_whole_grids():
     (stage,) = HiPrune(wrap=True).stages(INFO)
     batch = pictures(signals=stage.signals)

@@ -91,7 +91,9 @@ class HoliTom(Method):
         received = EncoderSignal("received", model.scored_block)
         decide = functools.partial(self.decide, asked=received)
         signals: frozenset[str | EncoderSignal] = frozenset({"projected", received})
-        outer = Stage(Place.ENCODER_OUTPUT, decide, signals=signals, positions=self.positions, mixes=True)
+        outer = Stage(
+            Place.ENCODER_OUTPUT, decide, signals=signals, positions=self.positions, needs_all=True, mixes=True
+        )
         if self.inner_layer is None:
             return [outer]
         layer = check_layer("inner_layer", self.inner_layer, 1, model.decoder_layers - 1)

@@ -78,7 +78,7 @@ def ensemble(model: ModelInfo, first: int | None = None) -> tuple[int, ...]:
     """
     used = model.encoder_layers
     blocks = [block for block in model.attention_blocks if block < used]
-    start = min((used + 1) * 2 // 3, blocks[-1]) if first is None else first
+    start = min((used + 1) * 2 // 3, model.attention_block(1)) if first is None else first
     start += used + 1 if start < 0 else 0
     chosen = tuple(block for block in blocks if block >= start)
     if start < 0 or not chosen:

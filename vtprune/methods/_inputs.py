@@ -1,0 +1,183 @@
+"""What stages are shown, place by place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from vtprune.budget import Budget, token_count, token_counts
+from vtprune.methods._tiles import Tiles
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """What a stage at the encoder's input sees: a picture, or a video, of a model that takes any size.
+
+    Args:
+        grid: (frames, rows, columns) of the tokens that it will be.
+        pixels: (frames, channels, height, width), normalised; what an encoder joins over time counts as channels.
+    """
+
+    grid: tuple[int, int, int]
+    pixels: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderTokens:
+    """What a stage between encoder layers sees. All tokens are in the order in which they run, [CLS] first.
+
+    Where a stage before it has merged tokens in the same block, their queries, keys and values are means.
+
+    Args:
+        layer: Index of the block.
+        keys: (pictures, tokens, head_dim), attention keys of this block, mean over heads.
+        sizes: (pictures, tokens), how many patches each token stands for; 0 on padding, behind all tokens.
+        protected: How many leading tokens must stay alone ([CLS]).
+        patches: Number of patches per picture before any merging.
+        hidden: (pictures, tokens, channels), the residual stream that is about to be merged.
+        queries: (pictures, heads, tokens, head_dim), queries of this block, of all heads.
+        head_keys: The same of its keys.
+        values: (pictures, tokens, heads * head_dim), values of this block; present if "values" was asked for.
+        scale: Factor on the products of queries and keys.
+        key_bias: (pictures, tokens), what was added to the attention logits of each key; None for nothing.
+    """
+
+    layer: int
+    keys: Tensor
+    sizes: Tensor
+    protected: int
+    patches: int
+    hidden: Tensor | None = None
+    queries: Tensor | None = None
+    head_keys: Tensor | None = None
+    values: Tensor | None = None
+    scale: float = 1.0
+    key_bias: Tensor | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSignal:
+    """What a stage at the encoder's output may ask of one vision block; values per token, averaged over its patches.
+
+    Args:
+        name: "attention": attention each token receives from [CLS], or, in encoders without one, from all tokens on
+            average; "received": from all tokens on average, [CLS] among them; "logits": logits of [CLS], or of the
+            mean query, before the softmax; (pictures, tokens) each, mean over heads. "keys": attention keys as the
+            block uses them, (pictures, tokens, heads * head_dim).
+        block: Index of the block, one of `ModelInfo.attention_blocks`.
+    """
+
+    name: Literal["attention", "received", "logits", "keys"]
+    block: int
+
+
+class Cells(NamedTuple):
+    """Where the tokens of a batch of pictures lie, (pictures, tokens) each.
+
+    Tiles are counted over the whole picture (a thumbnail is one), rows and columns within the map of tokens.
+    """
+
+    map: Tensor
+    tile: Tensor
+    frame: Tensor
+    row: Tensor
+    column: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """What a stage at the encoder's output sees: a batch of pictures, videos or tiles of one shape.
+
+    Args:
+        grid: (frames, rows, columns), their product is the number of tokens, which are in raster order; None where
+            tokens were removed or merged before, or form several maps (thumbnail and canvas, tiles).
+        encoded: (pictures, tokens, channels), features at the encoder's output; those before the projector, except in
+            families whose encoder ends with it (Qwen-VL).
+        projected: (pictures, tokens, width), features after the projector; None for a stage before it.
+        attention: (pictures, tokens), the `EncoderSignal` "attention" of the last used block; present if
+            "encoder_attention" was asked for.
+        cells: Map, tile, frame, row and column of every token.
+        seconds: Time from frame to frame of a video, if the model is told.
+        share: How many of them may stay, where a number of tokens per picture was shared out among its tiles.
+        signals: What was asked for of other blocks.
+        text: (pictures, n, width), embeddings of the prompt's text after its first visual token, padded on the left;
+            present if "text" was asked for.
+        text_valid: bool, (pictures, n), False on padding.
+        tiles: Thumbnail and tiles of a tiled picture of which no token was removed before; else None.
+        pixel_steps: (pictures, tokens, 2), RMS difference of the normalised pixels of a token and of the next one, on
+            the right and below; infinite at the edges of maps and frames. Present if "pixel_steps" was asked for.
+    """
+
+    grid: tuple[int, int, int] | None
+    encoded: Tensor
+    projected: Tensor | None = None
+    attention: Tensor | None = None
+    cells: Cells | None = None
+    seconds: float | None = None
+    share: int | None = None
+    signals: Mapping[EncoderSignal, Tensor] = dataclasses.field(default_factory=dict)
+    text: Tensor | None = None
+    text_valid: Tensor | None = None
+    tiles: Tiles | None = None
+    pixel_steps: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens per picture."""
+        return self.encoded.shape[1]
+
+    def count(self, keep: Budget) -> int:
+        """How many of these tokens `keep` allows."""
+        return token_count(keep, self.tokens) if self.share is None else min(self.share, self.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class QueriesKeys:
+    """What the attention of a decoder layer works on, for all of its slots, of text too.
+
+    Args:
+        queries: (rows, heads, slots, head_dim), rotated.
+        keys: (rows, kv_heads, earlier + slots, head_dim), rotated; those of earlier calls on the same cache first.
+        scale: Factor on their products.
+        valid: bool, (rows, earlier + slots), False on padding; None without padding.
+        at: (rows, tokens), which slot each visual token is; any on padding.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    scale: float
+    valid: Tensor | None
+    at: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class VisualTokens:
+    """What a stage at a decoder layer sees: the visual tokens of every row of the batch, padded to the longest row.
+
+    Args:
+        layer: Index of the decoder layer that is about to run.
+        valid: (rows, tokens), False on padding.
+        picture: (rows, tokens), number of the picture within its row, -1 on padding.
+        arrived: (rows, pictures), how many tokens of each picture arrive at this layer; 0 where there is none.
+        attention: (rows, tokens), attention that the query rows asked for give each visual token in the layer before
+            this one: softmax over all keys, mean over heads and query rows; 0 on padding. None unless asked for.
+        memory: Lives as long as this prefill; for stages that compare layers.
+        hidden: (rows, tokens, width), hidden states; present if "hidden" was asked for, anything on padding.
+        queries_keys: Queries and keys of the layer before this one; present if "queries_keys" was asked for.
+    """
+
+    layer: int
+    valid: Tensor
+    picture: Tensor
+    arrived: Tensor
+    attention: Tensor | None
+    memory: dict[str, Any]
+    hidden: Tensor | None = None
+    queries_keys: QueriesKeys | None = None
+
+    def counts(self, keep: Budget) -> Tensor:
+        """(rows,): how many visual tokens `keep` allows, summed over the row's pictures."""
+        return token_counts(keep, self.arrived).sum(1)
