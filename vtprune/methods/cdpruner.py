@@ -9,9 +9,9 @@ Differs from the paper in: relevance is the similarity of projected tokens to th
 the first picture (there: the negative similarity of CLIP's patches to CLIP's embedding of the question, whose text
 tower is not part of a checkpoint; `relevance` computes that too, from given embeddings); it is scaled tile by tile
 (there: over all tiles of a batch together); once the picks span all directions, the most relevant of the others follow
-(there: fewer tokens than asked for); tiles keep their own row layout with newlines. The paper weighs tokens by their
-relevance itself (`theta=None`), which rules out the least similar ones; that asks more of this relevance than it can
-tell, so the default is the milder exponential form that the authors' code has as a comment.
+(there: fewer tokens than asked for); tiles keep their own row layout with newlines. Tokens weigh their relevance, as in
+the paper, which rules out the least similar ones; where that asks more of this relevance than it can tell, `theta=0.5`
+is the milder exponential form that the authors' code has as a comment.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class CDPruner(Method):
 
     keep: Budget = 0.111  # ratio in (0, 1] or tokens per picture; the paper has 128, 64 and 32 of 576
     # Tokens weigh exp(theta * relevance / (2 - 2 * theta)), in [0, 0.999]; None: their relevance, as in the paper.
-    theta: float | None = 0.5
+    theta: float | None = None
     positions: Positions = "auto"  # "auto": "compact" on LLaVA as in the authors' code, "original" on other families
 
     def __post_init__(self) -> None:
