@@ -50,7 +50,8 @@ class Table:
         clips: Whether it is.
         settings: Of the evaluation.
         points: By method, larger budgets first; without methods for videos where pictures are asked about, which they
-            leave as they are.
+            leave as they are; of "random" the mean over seeds.
+        seeds: Number of these.
         refused: Why methods refuse, by method and what they were asked for.
         unpruned: Share of right answers.
         blank: The same without pictures.
@@ -61,6 +62,7 @@ class Table:
     clips: bool
     settings: dict[str, Any]
     points: dict[str, list[Point]]
+    seeds: int
     refused: dict[str, dict[str, str]]
     unpruned: float
     blank: float
@@ -68,7 +70,7 @@ class Table:
 
     def random(self, keep: str | None) -> Point | None:
         """Random selection with the same budget."""
-        return next((x for x in self.points.get("random", ()) if x.keep == keep and not x.parameters), None)
+        return next((x for x in self.points.get("random", ()) if x.keep == keep), None)
 
 
 def read_tables(documents: Sequence[dict[str, Any]], models: Sequence[str]) -> list[Table]:
@@ -104,6 +106,7 @@ def _table(document: dict[str, Any], times: dict[str, Any] | None) -> Table:
         share = seen / row["tokens_before"]
         point = Point(keep, parameters, row["accuracy"], error, share, row["prefill_flops"], timed.get("ttft"))
         points.setdefault(method, []).append(point)
+    points["random"], seeds = over_seeds(points.get("random", []))
     for found in points.values():
         found.sort(key=lambda x: (x.parameters, -float(x.keep or 0)))
     return Table(
@@ -111,8 +114,30 @@ def _table(document: dict[str, Any], times: dict[str, Any] | None) -> Table:
         clips=clips,
         settings=document["settings"],
         points=points,
+        seeds=seeds,
         refused=refused,
         unpruned=rows["unpruned"]["accuracy"],
         blank=rows["blank pictures"]["accuracy"],
         timed=times and times["settings"],
     )
+
+
+def over_seeds(points: Sequence[Point]) -> tuple[list[Point], int]:
+    """Random selection with several seeds as one point per budget, with the mean share of right answers.
+
+    One draw keeps the same places in all pictures, so that it may be a lucky one. The standard error stays that of one
+    draw: all were asked the same questions.
+    """
+    found: dict[str | None, list[Point]] = {}
+    for point in points:
+        if not point.parameters or re.fullmatch(r"seed=\d+", point.parameters):
+            found.setdefault(point.keep, []).append(point)
+    means = [
+        dataclasses.replace(
+            next((x for x in draws if not x.parameters), draws[0]),
+            parameters="",
+            right=sum(x.right for x in draws) / len(draws),
+        )
+        for draws in found.values()
+    ]
+    return means, max(map(len, found.values()), default=1)

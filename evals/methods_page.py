@@ -46,7 +46,7 @@ from the methods' own files, from what was measured, and from [methods-notes.tom
   numbers follow from the content meet `keep` only roughly, and methods between decoder layers show all tokens to the
   first ones. **FLOPs**: of the prefill with the encoder, as a share of the unpruned model's.
 - **Right**: answers that are right as a whole, in percent. **Random**: how much more that is than with `random` at the
-  same `keep`; set in bold where it is less by more than two standard errors.
+  same `keep`, on the mean over its seeds; set in bold where it is less by more than two standard errors.
 - **Speedup** and **overhead** of the time to first token: untouched / method and method / ideal, where the ideal is the
   bare model that is given just the tokens which the method keeps; `~` where the run does not tell the ratio from 1.
   On models as small as these most of that time is Python's.
@@ -148,6 +148,8 @@ def _measured(tables: Sequence[Table]) -> Iterator[str]:
         s = table.settings
         versions = ", ".join(f"{name} {s[name]}" for name in ("torch", "transformers"))
         yield f"- {table.name}: {s['limit']} questions in {s['dtype']}, batches of {s['batch_size']}, {versions}."
+        if table.seeds > 1:
+            yield f"  `random` is the mean over {table.seeds} seeds."
         if table.timed:
             t = table.timed
             yield f"  Times: {t['dtype']}, one prompt of {t['prompt_slots']} slots, medians of {t['repeats']} rounds;"

@@ -34,6 +34,8 @@ QUALITY: dict[str, Any] = {
         "blank pictures": row(0.2),
         "random keep=0.25": row(0.6, 25),
         "random keep=0.5": row(0.9, 50),
+        "random:seed=1 keep=0.25": row(0.75, 25),
+        "random:seed=2 keep=0.25": row(0.45, 25),
         "todre keep=0.25": row(0.4, 0, tokens_seen=13.5),
         "todre:tau=0.5,l_min=1 keep=0.25": row(0.7, 0, tokens_seen=12),
         "exit": row(0.8, 0),
@@ -72,6 +74,8 @@ def test_tables_are_joined_and_ordered():
     assert [table.name for table in tables] == ["a", "b", "b, clips"]
     _, pictures, clips = tables
     assert [point.keep for point in pictures.points["random"]] == ["0.5", "0.25"]
+    assert (pictures.seeds, pictures.random("0.25").right) == (3, pytest.approx(0.6))
+    assert pictures.random("0.5").right == 0.9
     todre, varied = pictures.points["todre"]
     assert (todre.tokens, todre.ttft) == (0.135, phase(1.25, True))
     assert (varied.label, varied.ttft) == ("0.25, tau=0.5,l_min=1", None)

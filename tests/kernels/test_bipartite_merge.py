@@ -19,7 +19,6 @@ def _on_the_device() -> Iterator[None]:
         yield
 
 
-
 def naive_groups(keys: Tensor, merges: int, protected: int) -> list[list[int]]:
     """Groups of one picture in output order, each with the token that stays first."""
     n = len(keys)

@@ -91,8 +91,8 @@ class ModelInfo:
         used = [block for block in self.attention_blocks if block < self.encoder_layers]
         if not used:
             raise ValueError(
-                f"no vision block of this model ({self.family}) can be asked for its attention; use a method that looks "
-                "at features only (divprune)."
+                f"no vision block of this model ({self.family}) can be asked for its attention; use a method that "
+                "looks at features only (divprune)."
             )
         return min(used, key=lambda block: (abs(block - wanted), -block))
 
