@@ -9,7 +9,7 @@ import torch
 
 from tests.methods.inputs import INFO, encoder_tokens, pictures
 from vtprune.methods import Place
-from vtprune.methods.mustdrop import MustDrop, average, key_set, likeness, window_owner, windows_of
+from vtprune.methods.mustdrop import MustDrop, average, fitting_side, key_set, likeness, window_owner, windows_of
 
 
 def test_windows_leave_ragged_edges_alone():
@@ -24,6 +24,19 @@ def test_likeness_is_the_mean_over_pairs():
     torch.testing.assert_close(likeness(x, windows_of((1, 3, 3), 3))[0, 0], expected)
 
 
+def test_windows_fit_the_grid_and_the_budget():
+    assert fitting_side((1, 24, 24), 144) == 3
+    assert fitting_side((1, 24, 24), 63) == 4
+    assert fitting_side((1, 16, 16), 64) == 2
+    assert fitting_side((1, 16, 16), 63) == 4
+    assert fitting_side((1, 8, 8), 3) == 4, "as few as possible"
+    assert fitting_side((2, 4, 4), 8) == 2
+    assert fitting_side((1, 7, 5), 1) == 3, "ragged edges stay"
+    batch = pictures(grid=(1, 8, 8))
+    assert MustDrop(keep=0.25).decide(batch).mask.sum(1).tolist() == [16] * len(batch.encoded)
+    assert MustDrop(keep=0.5, window=3).decide(batch).mask.sum(1).tolist() == [32] * len(batch.encoded)
+
+
 def test_middle_of_a_window():
     assert window_owner(torch.tensor([[True]]), windows_of((1, 3, 3), 3), 9).tolist() == [[4] * 9]
     owner = window_owner(torch.tensor([[False, True]]), windows_of((1, 2, 4), 2), 8)
@@ -35,7 +48,7 @@ def test_plain_mean():
     assert average(x, torch.tensor([[1, 1, 2]]))[0, 1:, 0].tolist() == [2.0, 8.0]
 
 
-@pytest.mark.parametrize(("keep", "left"), [(192, 192), (128, 128), (64, 64), (1, 64), (500, 496)])
+@pytest.mark.parametrize(("keep", "left"), [(192, 192), (128, 128), (64, 64), (1, 36), (500, 496)])
 def test_budgets_of_a_clip_picture(keep, left):
     batch = pictures(grid=(1, 24, 24))
     assert MustDrop(keep=keep).decide(batch).mask.sum(1).tolist() == [left, left]

@@ -10,7 +10,8 @@ Differs from the paper in: this is its first stage; those in the decoder and in 
 key set (`key_set`), which these must not drop, protects nothing so far. The paper merges by a threshold behind the
 first block of the encoder: `tau=0.8, block=0`. Every picture is merged by itself (there: as many windows in all of a
 batch), tokens stay in the order of the picture, and at the encoder's output the merged token stands in the middle of
-its window. Tokens at the edges that fill no window are left alone. `keep` names a budget.
+its window. Tokens at the edges that fill no window are left alone; grids that windows of 3 x 3 do not divide, or whose
+budget they cannot meet, have windows of 2 x 2 or 4 x 4 where these fit. `keep` names a budget.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class MustDrop(Method):
 
     keep: Budget = 0.334  # ratio in (0, 1] or tokens per picture, met from below by whole windows; no effect with `tau`
     tau: float | None = None  # merge all windows with at least this mean cosine, in [-1, 1]; 0.8 in the paper
-    window: int = 3  # side of a window in tokens, >= 2; 2 or 4 fit InternVL's 16 x 16
+    window: int | None = None  # side of a window in tokens, >= 2; None: 3, the paper's, or 2 or 4 where 3 does not fit
     block: int | None = None  # vision block behind which it acts, 0 in the paper; None: at the encoder's output
     positions: Positions = "auto"  # "auto": "compact" on LLaVA as in the authors' code, "original" on other families
 
@@ -66,7 +67,7 @@ class MustDrop(Method):
         super().__post_init__()
         if self.tau is not None:
             check_number("tau", self.tau, -1, 1)
-        if isinstance(check_whole_numbers("window", self.window, least=2), tuple):
+        if self.window is not None and isinstance(check_whole_numbers("window", self.window, least=2), tuple):
             raise TypeError(f"window must be a whole number >= 2, got {self.window!r}.")
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
@@ -121,13 +122,25 @@ class MustDrop(Method):
 
     def owners(self, x: Tensor, grid: tuple[int, int, int], count: int) -> Tensor:
         """For every token (pictures, tokens) the one that stands for it, if at most `count` shall be left."""
-        windows = windows_of(grid, self.window, x.device)
+        side = self.window or fitting_side(grid, count if self.tau is None else x.shape[1])
+        windows = windows_of(grid, side, x.device)
         scores = likeness(x, windows)
         if self.tau is None:
-            chosen = top_k_mask(scores, math.ceil((x.shape[1] - count) / (self.window**2 - 1)))
+            chosen = top_k_mask(scores, math.ceil((x.shape[1] - count) / (side**2 - 1)))
         else:
             chosen = scores >= self.tau
         return window_owner(chosen, windows, x.shape[1])
+
+
+def fitting_side(grid: tuple[int, int, int], count: int) -> int:
+    """The first of 3, 2 and 4 that divides rows and columns and can leave as few as `count` tokens.
+
+    If none can, the largest that divides; if none does, 3.
+    """
+    frames, rows, columns = grid
+    dividing = [side for side in (3, 2, 4) if rows % side == 0 and columns % side == 0]
+    enough = [side for side in dividing if frames * (rows // side) * (columns // side) <= count]
+    return enough[0] if enough else max(dividing, default=3)
 
 
 def windows_of(grid: tuple[int, int, int], side: int, device: torch.device | None = None) -> Tensor:
