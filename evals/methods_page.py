@@ -144,6 +144,8 @@ def _measured(tables: Sequence[Table]) -> Iterator[str]:
         yield command.format("overheads", f"--repeats {repeats}", "overheads")
     yield "```"
     yield ""
+    yield "Further seeds and rows with parameters are asked for by name (`--methods random:seed=1 mustdrop:window=3`)."
+    yield ""
     for table in tables:
         s = table.settings
         versions = ", ".join(f"{name} {s[name]}" for name in ("torch", "transformers"))
