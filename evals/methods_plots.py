@@ -41,7 +41,7 @@ def draw_group(methods: Sequence[str], tables: Sequence[Table], path: Path, *, f
     handles: dict[str, Any] = {}
     for axes in panels.flat:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    order = [x for x in ("unpruned", "blank", "random", *methods) if x in handles]
+    order = [x for x in dict.fromkeys(("unpruned", "blank", "random", *methods)) if x in handles]
     lines = -(-len(order) // int(width / 1.2))
     columns = -(-len(order) // lines)
     figure.legend([handles[x] for x in order], order, loc="outside lower center", ncols=columns, frameon=False)
@@ -76,9 +76,11 @@ def _panel(axes: Any, methods: Sequence[str], table: Table, *, over_flops: bool)
 
 
 def _line(axes: Any, points: Sequence[Point], over_flops: bool, **style: Any) -> None:
-    """A method without `keep` may have points with parameters; of others these are left out."""
+    """Budgets of a method, joined. Points with parameters are left out, but of a method without `keep`, apart."""
     shown = [x for x in points if x.keep is None or not x.parameters]
     shown.sort(key=lambda x: (x.flops if over_flops else x.tokens, x.right))
     if shown:
         across = [100 * x.flops if over_flops else x.tokens for x in shown]
+        if shown[0].keep is None:
+            style["linestyle"] = ""
         axes.plot(across, [100 * x.right for x in shown], clip_on=False, **style)
