@@ -18,6 +18,8 @@ from transformers import (
 
 # Whether generate encodes pictures before the forward call (transformers 5.23 does, 5.17 does not).
 ENCODES_FIRST = "mm_encoder_outputs" in inspect.signature(LlavaModel.forward).parameters
+# Older transformers mixes up the pictures of a row that has several when it repeats them, with or without vtprune.
+BEAMS = 3 if ENCODES_FIRST else 1
 IMAGE = 1  # token id of the image placeholder
 PAD = 0
 VOCABULARY = 96

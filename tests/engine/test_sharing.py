@@ -10,6 +10,7 @@ import torch
 import vtprune
 from tests.families import FAMILIES, IMAGE, VIDEO
 from tests.reference import positions_of, reference, run
+from tests.tiny import BEAMS
 from vtprune.engine.flops import linear_flops
 from vtprune.engine.sharing import Sharing
 from vtprune.engine.slots import Slots
@@ -96,14 +97,14 @@ def test_a_padded_batch_equals_its_rows_and_goes_on_decoding(name):
             together = model(**x).logits[:, -1]
             right = model(**family.inputs(*rows, side="right")).logits
             answers = model.generate(**x, max_new_tokens=4, do_sample=False)[:, new:]
-            beams = model.generate(**x, max_new_tokens=4, do_sample=False, num_beams=3)[:, new:]
+            beams = model.generate(**x, max_new_tokens=4, do_sample=False, num_beams=BEAMS)[:, new:]
             for i, row in enumerate(rows):
                 alone = family.inputs(row)
                 torch.testing.assert_close(together[i], model(**alone).logits[0, -1], **CLOSE)
                 torch.testing.assert_close(right[i, len(row.ids) - 1], together[i], **CLOSE)
                 answer = model.generate(**alone, max_new_tokens=4, do_sample=False)
                 assert torch.equal(answers[i], answer[0, len(row.ids) :])
-                answer = model.generate(**alone, max_new_tokens=4, do_sample=False, num_beams=3)
+                answer = model.generate(**alone, max_new_tokens=4, do_sample=False, num_beams=BEAMS)
                 assert torch.equal(beams[i], answer[0, len(row.ids) :])
             again = model.generate(**x, max_new_tokens=4, do_sample=False, use_cache=False)[:, new:]
             assert torch.equal(answers, again)

@@ -10,6 +10,7 @@ import torch
 import vtprune
 from tests.families import FAMILIES, IMAGE, VIDEO
 from tests.reference import feeding, positions_of, whole
+from tests.tiny import BEAMS
 from vtprune.methods import Keep, Method, Place, Stage
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
@@ -134,13 +135,13 @@ def test_padded_batches_and_beams_equal_their_rows_alone(model, family):
     x, settings = family.inputs(*rows), dict(max_new_tokens=5, do_sample=False)
     with vtprune.applied(model, Passing()):
         together = model(**x).logits[:, -1]
-        beams = model.generate(**x, **settings, num_beams=3)[:, x["input_ids"].shape[1] :]
+        beams = model.generate(**x, **settings, num_beams=BEAMS)[:, x["input_ids"].shape[1] :]
         without = model.generate(**x, **settings, use_cache=False)[:, x["input_ids"].shape[1] :]
         assert torch.equal(model.generate(**x, **settings)[:, x["input_ids"].shape[1] :], without)
         for i, row in enumerate(rows):
             alone = family.inputs(row)
             torch.testing.assert_close(together[i], model(**alone).logits[0, -1], **CLOSE)
-            assert torch.equal(beams[i], model.generate(**alone, **settings, num_beams=3)[0, len(row.ids) :])
+            assert torch.equal(beams[i], model.generate(**alone, **settings, num_beams=BEAMS)[0, len(row.ids) :])
 
 
 @torch.no_grad()
