@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import vtprune
+from vtprune.describe import LETTERS, describe_lines
 from vtprune.evals.methods_data import Point, Table, read_tables
-from vtprune.methods.describe import LETTERS, describe_lines
 
 NOTES, PLOTS = "methods-notes.toml", "plots"
 GLANCE = "0.25"

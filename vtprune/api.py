@@ -13,11 +13,11 @@ from typing import Any
 from torch import nn
 
 from vtprune.budget import Budget
+from vtprune.describe import facts
 from vtprune.engine.chain import Chain
 from vtprune.engine.engine import Engine
 from vtprune.integrations import FAMILIES, integrate
 from vtprune.methods.base import Method
-from vtprune.methods.describe import facts
 from vtprune.methods.parse import parse_method
 from vtprune.methods.registry import build_method, get_method, method_names
 from vtprune.report import Report
@@ -106,7 +106,7 @@ def report(model: Any) -> Report | None:
 def methods(pattern: str = "*") -> list[dict[str, Any]]:
     """All methods whose name matches a wildcard pattern, with what there is to say about them.
 
-    To what `vtprune.methods.describe.facts` says come `families`, those on which a method works with pictures,
+    To what `vtprune.describe.facts` says come `families`, those on which a method works with pictures,
     `video_families`, those on which it works with videos, and `refuses`, why it does not work on others. That is known
     from tests for the methods that come with the package; a method from elsewhere is listed with all families, and is
     refused when it is applied.

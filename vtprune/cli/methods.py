@@ -42,7 +42,7 @@ def list_methods(
 
 def _show(method: dict[str, Any], console: Console) -> None:
     """One method, in full."""
-    from vtprune.methods.describe import describe_lines
+    from vtprune.describe import describe_lines
 
     console.print(f"{method['name']}: {method['does']}", markup=False)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtprune.budget import Budget, token_count
+from vtprune.kernels import merge_by_owner
 from vtprune.methods._select import check_number, check_whole_numbers, given, top_k_mask
 from vtprune.methods.base import (
     EncoderTokens,
@@ -172,10 +173,7 @@ def window_owner(chosen: Tensor, windows: Tensor, tokens: int) -> Tensor:
 
 def average(x: Tensor, owner: Tensor) -> Tensor:
     """Give the owner of every group of tokens of x (pictures, tokens, channels) the group's plain mean."""
-    where = owner.unsqueeze(-1).expand_as(x)
-    sums = torch.zeros_like(x, dtype=torch.float32).scatter_add(1, where, x.float())
-    members = torch.zeros_like(owner).scatter_add(1, owner, torch.ones_like(owner))
-    return (sums / members.clamp_min(1).unsqueeze(-1)).to(x.dtype)
+    return merge_by_owner(x, owner, x.shape[1])[0]
 
 
 def key_set(attention: Tensor, share: float = 0.08) -> Tensor:

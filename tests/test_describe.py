@@ -9,10 +9,10 @@ import typing
 import pytest
 
 import vtprune
+from vtprune.describe import ALWAYS_THERE, LETTERS, OF_BLOCKS, WORDS, comments, describe_lines, does, facts
 from vtprune.engine.chain import SIGNALS
 from vtprune.methods import Method, Place, Stage, get_method, method_names
 from vtprune.methods.base import EncoderSignal
-from vtprune.methods.describe import ALWAYS_THERE, LETTERS, OF_BLOCKS, WORDS, comments, describe_lines, does, facts
 
 
 @pytest.mark.parametrize("name", method_names())
