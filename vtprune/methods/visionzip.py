@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtprune.budget import Budget
-from vtprune.kernels import compact_index, gather_rows
+from vtprune.kernels import compact_index, gather_rows, merge_by_owner
 from vtprune.methods._select import check_number, given, top_k_mask
 from vtprune.methods.base import EncoderSignal, Keep, Method, ModelInfo, Pictures, Place, Positions, Stage
 from vtprune.methods.registry import register
@@ -110,7 +110,5 @@ def contextual_targets(metric: Tensor, dominant: Tensor, count: int) -> tuple[Te
 def fold(x: Tensor, owner: Tensor) -> Tensor:
     """Add to every token of x (pictures, tokens, channels) the mean of the others that it owns: its sum, no average."""
     away = owner != torch.arange(owner.shape[1], device=owner.device)
-    values = x.float() * away.unsqueeze(-1)
-    sums = torch.zeros_like(values).scatter_add(1, owner.unsqueeze(-1).expand_as(values), values)
-    members = torch.zeros_like(owner).scatter_add(1, owner, away.long())
-    return (x.float() + sums / members.clamp_min(1).unsqueeze(-1)).to(x.dtype)
+    mean, _ = merge_by_owner(x.float(), owner, x.shape[1], away.float())
+    return (x.float() + mean).to(x.dtype)
