@@ -134,6 +134,8 @@ class Pictures:
         return token_count(keep, self.tokens) if self.share is None else min(self.share, self.tokens)
 
 
+Module = Literal["self_attn", "mlp", "mlp.down_proj"]
+"""A part of a decoder layer."""
 Measure = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """From a module's input and output (rows, slots, width) and what is no padding (rows, slots), to (rows, slots)."""
 
@@ -150,7 +152,7 @@ class Observation:
             is none), to (rows, slots).
     """
 
-    module: Literal["self_attn", "mlp", "mlp.down_proj"]
+    module: Module
     layers: tuple[int, ...]
     measure: Measure
 

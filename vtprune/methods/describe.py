@@ -50,11 +50,14 @@ WORDS = {
     "encoder_attention": "attention from [CLS] in the encoder's last used block",
     "hidden": "hidden states that enter the decoder layer",
     "last_query": "attention of the last prompt token in the decoder layer before",
+    "last_query_ahead": "attention of the last prompt token in the decoder layer that comes next",
     "pixel_steps": "differences between the pixels of neighbouring tokens",
     "projected": "projected features",
     "queries_keys": "queries and keys of the decoder layer before",
     "text": "embeddings of the prompt's text",
     "text_queries": "attention of all text tokens in the decoder layer before",
+    "text_queries_ahead": "attention of all text tokens in the decoder layer that comes next",
+    "text_rows": "queries of text and all keys of the decoder layer before",
     "values": "values of the block",
 }
 OF_BLOCKS = {
