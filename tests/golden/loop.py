@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from tests.golden import adapters
 from vtprune.kernels import attention_scores
-from vtprune.methods import VisualTokens
+from vtprune.methods import TextRows, VisualTokens
 
 
 class Loop:
@@ -55,6 +55,21 @@ class Loop:
         q, k = self.queries_keys(layer)
         scores = attention_scores(q[:, :, rows], k, row_positions=rows[None])
         return scores[:, self.first : self.first + self.visual]
+
+    def text_rows(self, layer: int) -> TextRows:
+        """What the text behind the picture asks in a layer that is about to run."""
+        q, k = self.queries_keys(layer)
+        cos, sin = self.model.rotary_emb(self.x, self.positions)
+        visual, text = slice(self.first, self.first + self.visual), slice(self.first + self.visual, None)
+        slots = torch.arange(self.x.shape[1])[None]
+        turned = ((cos[:, part], sin[:, part]) for part in (text, visual))
+        return TextRows(q[:, :, text], k, q.shape[-1] ** -0.5, slots[:, text], None, slots[:, visual], *turned)
+
+    def replace(self, visual: Tensor, positions: Tensor) -> None:
+        """Put other visual tokens (n, width) in the place of those that are there, at positions (slots,) of all."""
+        before, behind = self.x[:, : self.first], self.x[:, self.first + self.visual :]
+        self.x = torch.cat((before, visual[None], behind), 1)
+        self.visual, self.positions = len(visual), positions[None]
 
     def tokens(self, layer: int, attention: Tensor | None, memory: dict, **more: object) -> VisualTokens:
         """What a stage sees."""

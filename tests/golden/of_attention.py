@@ -9,13 +9,14 @@ from torch import Tensor
 
 from vtprune.kernels import attention_column_mass, attention_scores, compact_index, gather_rows, merge_by_owner
 from vtprune.methods import ModelInfo, Pictures
+from vtprune.methods._groups import average
 from vtprune.methods._select import top_k_mask
 from vtprune.methods.base import EncoderSignal
 from vtprune.methods.fastervlm import stitched_order
 from vtprune.methods.globalcom2 import combined, crop_scales, guidance
 from vtprune.methods.hiprune import anchor_count, anchors_buffers_registers, flat_neighbours
 from vtprune.methods.hired import HiRED, crop_shares, strips
-from vtprune.methods.mustdrop import average, key_set, likeness, window_owner, windows_of
+from vtprune.methods.mustdrop import key_set, likeness, window_owner, windows_of
 from vtprune.methods.turbo import attention_weight, turbo_step
 from vtprune.methods.visionzip import contextual_targets, fold, mean_of_heads
 from vtprune.methods.vtc_cls import VTCCLS, ensemble, summed

@@ -222,8 +222,8 @@ def test_encoder_layers_keep_all(name: str) -> None:
 def test_decoder_layers(name: str) -> None:
     """Padding never stays, the choice repeats, and a batch equals its rows alone."""
     arrived = [[12, 5], [9, 0], [0, 0]]
+    memory, alone_memory = {}, [{} for _ in arrived]
     for stage in stages(name, Place.DECODER_LAYER):
-        memory, alone_memory = {}, [{} for _ in arrived]
         scores = attention()
         for layer in stage.layers:
             tokens = visual_tokens(scores, arrived, layer, memory)

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtprune.budget import Budget, token_count
+from vtprune.methods._groups import average
 from vtprune.methods._select import check_number, check_whole_numbers, given, top_k_mask
 from vtprune.methods.base import (
     EncoderTokens,
@@ -155,14 +156,6 @@ def window_owner(chosen: Tensor, windows: Tensor, tokens: int) -> Tensor:
     middle = windows[:, (size - 1) // 2, None] if size % 2 else windows[:, size // 2 + round(size**0.5) // 2, None]
     new = torch.where(chosen[..., None], middle, windows)
     return owner.scatter(1, windows.reshape(1, count * size).expand(len(chosen), -1), new.flatten(1))
-
-
-def average(x: Tensor, owner: Tensor) -> Tensor:
-    """Give the owner of every group of tokens of x (pictures, tokens, channels) the group's plain mean."""
-    where = owner.unsqueeze(-1).expand_as(x)
-    sums = torch.zeros_like(x, dtype=torch.float32).scatter_add(1, where, x.float())
-    members = torch.zeros_like(owner).scatter_add(1, owner, torch.ones_like(owner))
-    return (sums / members.clamp_min(1).unsqueeze(-1)).to(x.dtype)
 
 
 def key_set(attention: Tensor, share: float = 0.08) -> Tensor:
