@@ -10,7 +10,8 @@ Differs from the paper in: a merged token takes the slot and the position of its
 all kept ones); budgets are shares, at layers of the same relative depth of any model; where the budget allows all
 tokens, all stay (there: one leaves and is recycled); densities have no random noise, of equal ones the first token is
 the centre; scores are float32, and every row of a batch has its own raters and counts; a prompt whose words are all
-equally relevant has all of them as raters (there: none, and nothing but NaN).
+equally relevant has all of them as raters (there: none, and nothing but NaN); where no text follows the pictures, the
+first tokens stay.
 """
 
 from __future__ import annotations
@@ -103,15 +104,12 @@ class SparseVLM(Method):
         """Remember the raters."""
         hidden, text = given(tokens.hidden, self.name, "hidden"), given(tokens.text, self.name, "text")
         there = given(tokens.text_valid, self.name, "text")
-        tokens.memory["raters"] = raters(relevance(hidden, text, tokens.valid, there), there)
+        if text.shape[1]:
+            tokens.memory["raters"] = raters(relevance(hidden, text, tokens.valid, there), there)
 
     def decide(self, tokens: VisualTokens, cuts: Mapping[int, int]) -> Keep:
         """Keep what raters attend to, over all pictures of a row together, and recycle some of what they do not."""
-        rows, asking = given(tokens.text_rows, self.name, "text_rows"), tokens.memory["raters"]
-        if self.version == 1:
-            relation = attended(rows, asking)
-        else:
-            relation = attended_by_best_heads(rows, asking, self.heads, tokens.valid)
+        relation = self.relation(tokens)
         kept = top_k_mask(relation, self.counts(tokens, cuts[tokens.layer]), tokens.valid)
         if self.version == 2 or not self.recycle:
             return Keep(kept)
@@ -121,12 +119,22 @@ class SparseVLM(Method):
         centres = pool & (owner == torch.arange(owner.shape[1], device=owner.device))
         return Keep(kept | centres, functools.partial(average, owner=owner))
 
+    def relation(self, tokens: VisualTokens) -> Tensor:
+        """Attention of the raters, (rows, tokens); 0 where the prompt ends with its pictures and nobody rates."""
+        rows = given(tokens.text_rows, self.name, "text_rows")
+        if "raters" not in tokens.memory:
+            return torch.zeros(tokens.valid.shape, device=rows.at.device)
+        if self.version == 1:
+            return attended(rows, tokens.memory["raters"])
+        return attended_by_best_heads(rows, tokens.memory["raters"], self.heads, tokens.valid)
+
     def counts(self, tokens: VisualTokens, cut: int) -> Tensor:
         """How many tokens of every row a cut keeps, (rows,)."""
         if self.rank_scale is not None:
-            found = given(tokens.text_rows, self.name, "text_rows")
-            strengths = singular_values(found, tokens.memory["raters"], tokens.valid)
-            ranks = rank(strengths, tokens.memory["raters"].sum(1), tokens.valid.sum(1))
+            ranks, asking = torch.zeros_like(tokens.valid.sum(1)), tokens.memory.get("raters")
+            if asking is not None:
+                values = singular_values(given(tokens.text_rows, self.name, "text_rows"), asking, tokens.valid)
+                ranks = rank(values, asking.sum(1), tokens.valid.sum(1))
             return rank_counts(ranks, tokens.valid.sum(1), self.rank_scale, self.rank_bias)
         arrived = arrived_first(tokens)
         if self.shares is not None:
