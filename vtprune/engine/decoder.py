@@ -25,7 +25,7 @@ from vtprune.engine.cache import (
 )
 from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.deepstack import DeepStackRows
-from vtprune.engine.door import decide, owners, running, staying
+from vtprune.engine.door import decide, marks, owners, running, staying
 from vtprune.engine.encoder import EncoderRun, Event
 from vtprune.engine.layer_inputs import LayerInputs
 from vtprune.engine.layout import VisualLayout
@@ -66,6 +66,7 @@ class DecoderStep:
         self.memory: dict[str, Any] = {}
         self.signals = Signals(integration)
         self.observed = Observed()
+        self.marks: dict[str, Tensor] = {}  # by method, bool (rows, slots of the call)
         self.moved = False  # whether slots have left at all
         self.compacted = False  # whether slots have left since the language model made its mask and embeddings
         self.lengths: dict[int, tuple[list[int], int]] = {}
@@ -116,6 +117,7 @@ class DecoderStep:
             visual: Tensor | None = arguments.get("visual_pos_masks")
             self.deepstack = None if visual is None else DeepStackRows(visual)
             self.selected, self.events = decide(self.chain, self.layout, arguments, self.slots.valid)
+            self.marks = marks(self.layout, self.selected)
             if self.chain.shares:
                 self.sharing = Sharing.of(owners(self.layout, self.selected), self.slots)
                 if self.sharing is not None and self.deepstack is not None:
@@ -353,6 +355,7 @@ class DecoderStep:
             text,
             text_valid,
             self.observed.of(stage.method, visual),
+            gather_rows(self.slots.on(self.marks[stage.method]), visual.at) if stage.method in self.marks else None,
         )
 
     def capture(self, layer: int, signal: str, hidden: Tensor, rotation: Rotation) -> None:

@@ -222,6 +222,8 @@ class VisualTokens:
         text: (rows, n, width), hidden states of all text after the first picture, padded on the left; present if
             "text" was asked for.
         text_valid: bool, (rows, n), False on padding.
+        marked: bool, (rows, tokens), what the method marked at the encoder's output; anything on padding; None if it
+            marked nothing.
         observed: By module and layer, what an `Observation` measured of the visual tokens, (rows, tokens).
     """
 
@@ -237,6 +239,7 @@ class VisualTokens:
     text: Tensor | None = None
     text_valid: Tensor | None = None
     observed: Mapping[tuple[str, int], Tensor] = dataclasses.field(default_factory=dict)
+    marked: Tensor | None = None
 
     def counts(self, keep: Budget) -> Tensor:
         """(rows,): how many visual tokens `keep` allows, summed over the row's pictures."""
