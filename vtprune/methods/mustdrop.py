@@ -50,7 +50,7 @@ from vtprune.methods.base import (
 from vtprune.methods.registry import register
 
 PAPER = (3, 7, 11, 15)
-REDUCTIONS: tuple[Literal["sum"], Literal["max"]] = ("sum", "max")
+REDUCTIONS: tuple[Literal["sum", "max"], ...] = ("sum", "max")
 
 
 @register("mustdrop")
@@ -103,7 +103,7 @@ class MustDrop(Method):
                 raise ValueError(f"mustdrop finds no attention in the encoder of {model.family}: use key_share=0.")
             keys = EncoderSignal("attention", max(model.attention_blocks))
         signals = frozenset(() if keys is None else {keys})
-        found = []
+        found: list[Stage] = []
         if self.block is not None:
             block = check_layer("block", self.block, 0, model.encoder_layers - 1)
             merge = Stage(
