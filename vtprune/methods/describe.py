@@ -60,6 +60,11 @@ WORDS = {
     "text_rows": "queries of text and all keys of the decoder layer before",
     "values": "values of the block",
 }
+PARTS = {
+    "mlp": "what the MLPs of decoder layers change",
+    "mlp.down_proj": "neurons that are active in the MLP of the decoder layer before",
+    "self_attn": "what the attention of decoder layers changes",
+}
 OF_BLOCKS = {
     "attention": "attention from [CLS]",
     "keys": "attention keys",
@@ -165,6 +170,7 @@ def _asked(method: type[Method], stage: Stage) -> list[str]:
         run = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1))
         listed = f"{numbers[0]} to {numbers[-1]}" if run else " and ".join(map(str, numbers))
         words.append(f"{OF_BLOCKS[name]} in the encoder's block{'s' if len(numbers) > 1 else ''} {listed}")
+    words += sorted({PARTS[x.module] for x in stage.observations})
     blind = method.kind == "baseline" and not stage.needs_grid
     if stage.place is Place.ENCODER_LAYER or not (words or blind):
         words.insert(0, ALWAYS_THERE[stage.place])
