@@ -115,9 +115,9 @@ class MustDrop(Method):
                 ragged=self.tau is not None,
                 needs_all=True,
             )
-            mark = functools.partial(self.mark, keys=keys)
             found = [merge]
             if keys is not None:
+                mark = functools.partial(self.mark, keys=keys)
                 found.append(Stage(Place.ENCODER_OUTPUT, mark, signals=signals, positions=self.positions, scope="tile"))
         else:
             found = [
