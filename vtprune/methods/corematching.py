@@ -49,7 +49,7 @@ class CoreMatching(Method):
     kind = "pruning"
     places = (Place.DECODER_LAYER,)
     paper = "CoreMatching, ICML 2025, arXiv 2505.19235"
-    cost = "N I for I neurons; N I log I with core neurons"
+    cost = "N times the neurons of one MLP, about 3 N C; to sort them as well, with core neurons"
 
     keep: Budget = 0.25  # ratio in (0, 1] or tokens per picture; no effect with `elbow`
     elbow: Literal["strict", "inclusive"] | None = None  # keep what is above, or not below, the elbow; paper: "strict"

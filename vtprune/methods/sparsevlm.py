@@ -53,7 +53,7 @@ class SparseVLM(Method):
     kind = "pruning"
     places = (Place.DECODER_LAYER,)
     paper = "SparseVLM, ICML 2025, arXiv 2410.04417"
-    cost = "T N C for the raters among T tokens of text; per cut R N C for R raters, and (0.3 N)^2 C to recycle"
+    cost = "T N C for the raters; per cut less than T N C for their attention, and 0.09 N^2 C to recycle"
     adaptive = True
 
     keep: Budget = 0.191  # ratio in (0, 1] or tokens per picture that the last cut keeps, without recycled ones
