@@ -313,6 +313,11 @@ class Integration(ABC):
 
     # The decoder.
 
+    def decoder_normed(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """What a decoder layer's attention works on, for hidden states that are about to enter the layer."""
+        norm: Any = layer.input_layernorm
+        return norm(hidden)
+
     def decoder_queries(self, layer: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotated queries (rows, heads, n, head_dim) of a decoder layer for n normalised hidden states per row."""
         return _rotated(layer.self_attn, "q", hidden, cos, sin)

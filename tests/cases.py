@@ -14,6 +14,7 @@ SPECIAL = {
     "mustdrop": {"keep": 0.3, "window": 2},  # frames of 2 x 2 tokens
     "pitome": {"keep": 0.5},
     "showui": {"keep": 0.3, "threshold": 70.0},  # random pixels are nowhere equal
+    "sparsevlm": {"keep": 0.3, "recycle": 0.0},  # the bare model drops, it does not merge; see test_sparsevlm.py
     "tinychart": {"keep": 0.5},
     "tome": {"keep": 0.5},
     "turbo": {"keep": 0.5},

@@ -149,7 +149,7 @@ def close_gaps(positions: Tensor, picture: Tensor, left: Tensor) -> Tensor:
                 kept.append(len(alive))
                 for i in range(slot, end):
                     if left[i]:
-                        new[axis, i] = positions[axis, slot] - smaller + alive.index(int(positions[axis, i]))
+                        new[axis, i] = at.min() - smaller + alive.index(int(positions[axis, i]))
             smaller += max(had) - max(kept)
         slot = end
     return new

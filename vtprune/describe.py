@@ -50,12 +50,20 @@ WORDS = {
     "encoder_attention": "attention from [CLS] in the encoder's last used block",
     "hidden": "hidden states that enter the decoder layer",
     "last_query": "attention of the last prompt token in the decoder layer before",
+    "last_query_ahead": "attention of the last prompt token in the decoder layer that comes next",
     "pixel_steps": "differences between the pixels of neighbouring tokens",
     "projected": "projected features",
     "queries_keys": "queries and keys of the decoder layer before",
     "text": "embeddings of the prompt's text",
     "text_queries": "attention of all text tokens in the decoder layer before",
+    "text_queries_ahead": "attention of all text tokens in the decoder layer that comes next",
+    "text_rows": "queries of text and all keys of the decoder layer before",
     "values": "values of the block",
+}
+PARTS = {
+    "mlp": "what the MLPs of decoder layers change",
+    "mlp.down_proj": "neurons that are active in the MLP of the decoder layer before",
+    "self_attn": "what the attention of decoder layers changes",
 }
 OF_BLOCKS = {
     "attention": "attention from [CLS]",
@@ -162,6 +170,7 @@ def _asked(method: type[Method], stage: Stage) -> list[str]:
         run = len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1))
         listed = f"{numbers[0]} to {numbers[-1]}" if run else " and ".join(map(str, numbers))
         words.append(f"{OF_BLOCKS[name]} in the encoder's block{'s' if len(numbers) > 1 else ''} {listed}")
+    words += sorted({PARTS[x.module] for x in stage.observations})
     blind = method.kind == "baseline" and not stage.needs_grid
     if stage.place is Place.ENCODER_LAYER or not (words or blind):
         words.insert(0, ALWAYS_THERE[stage.place])

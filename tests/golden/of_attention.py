@@ -9,13 +9,14 @@ from torch import Tensor
 
 from vtprune.kernels import attention_column_mass, attention_scores, compact_index, gather_rows, merge_by_owner
 from vtprune.methods import ModelInfo, Pictures
+from vtprune.methods._groups import average
 from vtprune.methods._select import top_k_mask
 from vtprune.methods.base import EncoderSignal
 from vtprune.methods.fastervlm import stitched_order
 from vtprune.methods.globalcom2 import combined, crop_scales, guidance
 from vtprune.methods.hiprune import anchor_count, anchors_buffers_registers, flat_neighbours
 from vtprune.methods.hired import HiRED, crop_shares, strips
-from vtprune.methods.mustdrop import average, key_set, likeness, window_owner, windows_of
+from vtprune.methods.mustdrop import key_set, likeness, passes, window_owner, windows_of
 from vtprune.methods.turbo import attention_weight, turbo_step
 from vtprune.methods.visionzip import contextual_targets, fold, mean_of_heads
 from vtprune.methods.vtc_cls import VTCCLS, ensemble, summed
@@ -285,12 +286,31 @@ def mustdrop(case: Case) -> dict[str, Any]:
     others, _ = compact_index(members == 1)
     order = torch.cat((merged, others), 1)
     sizes = torch.cat((torch.ones(len(x), 1), members.gather(1, order)), 1)
+    keys = key_set(case["cls_attn"].mean(1)[:, 1:], share)
     return {
         "merged": torch.cat((cls, gather_rows(new, order)), 1),
         "size": sizes.unsqueeze(-1),
         "num_merged_windows": merges,
-        "key_idx": key_set(case["cls_attn"].mean(1)[:, 1:], share),
-    }
+        "key_idx": keys,
+    } | _mustdrop_filter(case, keys)
+
+
+def _mustdrop_filter(case: Case, keys: Tensor) -> dict[str, Any]:
+    """The filter in the decoder, stage by stage: all tiles of the batch are one row."""
+    tokens = case["base_attn_s0"].shape[2]
+    share, word = (round(x, 6) for x in case["params"][5:].tolist())
+    marked = torch.zeros(tokens, dtype=torch.bool)
+    marked[(keys + tokens // len(keys) * torch.arange(len(keys))[:, None]).flatten()] = True
+    alive, out = torch.arange(tokens), {}
+    for i in range(4):
+        seen = case[f"base_attn_s{i}"].mean(0)[:, alive]
+        passed = passes(
+            seen.sum(0)[None], seen.amax(0)[None], torch.ones(1, len(alive), dtype=torch.bool), (share, word)
+        )
+        alive = alive[passed[0] | marked[alive]]
+        out |= {f"pass_filter_s{i}": passed[0].nonzero()[:, 0], f"kept_global_s{i}": alive}
+        out[f"key_pos_s{i}"] = marked[alive].nonzero()[:, 0]
+    return out
 
 
 ADAPTERS = {
@@ -312,10 +332,10 @@ INPUTS = {
         *(f"{x}_{y}" for x in "qk" for y in ("object", "deep")),
         *("grid_thw", "grid_wh", "image_size_wh", "window_index", "reverse_indices"),
     },
-    # What its stages in the decoder put out is left aside until these are there.
+    # What its stage in the cache puts out is left aside until that is there.
     "mustdrop": {
         *("hidden", "cls_attn", "params"),
-        *(f"{x}_s{i}" for x in ("base_attn", "pass_filter", "kept_global", "key_pos", "cache_keep") for i in range(4)),
+        *(f"{x}_s{i}" for x in ("base_attn", "cache_keep") for i in range(4)),
     },
     "turbo": {"x", "metric", "attn_cls", "size", "params"},
     "visionzip": {

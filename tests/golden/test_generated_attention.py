@@ -318,5 +318,19 @@ def test_mustdrop(side: int, window: int, tau: float, share: float) -> None:
     attention = softmax(floats(rng, 2, 3, len(merged[0])))
     kept = math.ceil(share * (len(merged[0]) - 1))
     keys = [falling(row.mean(0)[1:])[:kept] for row in attention.astype(np.float64)]
-    case = {"hidden": hidden, "cls_attn": attention, "params": np.array([window, tau, share, 5, 6, 0, 0], np.float32)}
-    expect("mustdrop", case, merged=merged, size=sizes, num_merged_windows=merges, key_idx=keys)
+    case = {"hidden": hidden, "cls_attn": attention}
+    case["params"] = np.array([window, tau, share, 5, 6, 0.04, 0.05], np.float32)
+    # The filter sees all tiles as one row of tokens.
+    tokens = len(merged[0]) - 1
+    marked = {tile * tokens + token for tile, row in enumerate(keys) for token in row}
+    alive, filtered = list(range(2 * tokens)), {}
+    for stage in range(4):
+        rows = softmax(2 * floats(rng, 3, 4, 2 * tokens))
+        case[f"base_attn_s{stage}"] = rows
+        words = rows.astype(np.float64).mean(0)[:, alive]
+        weak = (words.sum(0) < 0.04 * words.sum()) & (words.max(0) < 0.05)
+        filtered[f"pass_filter_s{stage}"] = [place for place, low in enumerate(weak) if not low]
+        alive = [token for token, low in zip(alive, weak, strict=True) if not low or token in marked]
+        filtered[f"kept_global_s{stage}"] = alive
+        filtered[f"key_pos_s{stage}"] = [place for place, token in enumerate(alive) if token in marked]
+    expect("mustdrop", case, merged=merged, size=sizes, num_merged_windows=merges, key_idx=keys, **filtered)

@@ -18,7 +18,6 @@ def _on_the_device() -> Iterator[None]:
         yield
 
 
-
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), rows=st.integers(1, 4), slots=st.integers(1, 12))
 def test_matches_naive(backend: str, data: st.DataObject, rows: int, slots: int) -> None:

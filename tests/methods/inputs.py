@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from vtprune.engine.merging import Running
 from vtprune.methods import Cells, EncoderTokens, Group, Keep, ModelInfo, Pictures, VisualTokens
-from vtprune.methods.base import EncoderSignal, QueriesKeys
+from vtprune.methods._inputs import Module
+from vtprune.methods.base import EncoderSignal, QueriesKeys, TextRows
 
 INFO = ModelInfo(
     family="llava",
@@ -126,7 +128,8 @@ def visual_tokens(
 ) -> VisualTokens:
     """Visual tokens of rows with so many tokens per picture, padded on the right as far as `attention` goes.
 
-    Hidden states, queries and keys follow from each token's attention alone, and there is no text.
+    Hidden states, queries and keys, and what was noted of layers, follow from each token's attention alone; the text is
+    the same in every row.
     """
     picture = torch.full(attention.shape, -1)
     for r, counts in enumerate(arrived):
@@ -134,7 +137,15 @@ def visual_tokens(
         picture[r, : len(numbers)] = numbers
     hidden = (attention.unsqueeze(-1) * torch.arange(1, 17) * 97).sin()
     heads = hidden.unflatten(-1, (2, 8)).transpose(1, 2)
-    at = torch.arange(attention.shape[1]).expand_as(picture)
+    rows, tokens = attention.shape
+    at = torch.arange(tokens).expand_as(picture)
+    turned = 0.1 * torch.arange(8)
+    query_rotation = turned.cos().expand(rows, 3, -1), turned.sin().expand(rows, 3, -1)
+    token_rotation = turned.sin().expand(rows, tokens, -1), turned.cos().expand(rows, tokens, -1)
+    text = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(8)).expand(rows, -1, -1)
+    asking = text.unflatten(-1, (2, 8)).transpose(1, 2)
+    sees = torch.full((rows, 3), tokens - 1)
+    noted = {(module, i): attention * (i + 1 + 0.1 * len(module)) for module in get_args(Module) for i in range(layer)}
     return VisualTokens(
         layer,
         picture >= 0,
@@ -144,4 +155,8 @@ def visual_tokens(
         {} if memory is None else memory,
         hidden,
         QueriesKeys(heads, heads.flip(1), 8**-0.5, picture >= 0, at),
+        TextRows(asking, heads, 8**-0.5, sees, picture >= 0, at, query_rotation, token_rotation),
+        text,
+        torch.ones(rows, 3, dtype=torch.bool),
+        noted,
     )

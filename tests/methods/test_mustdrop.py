@@ -1,15 +1,27 @@
-"""MustDrop, its first stage: windows of tokens that look alike."""
+"""MustDrop: windows of tokens that look alike, and the filter in the decoder."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
+import vtprune
 from tests.methods.inputs import INFO, encoder_tokens, pictures
+from tests.tiny import batch, picture, prompt, tiny_llava
 from vtprune.methods import Place
-from vtprune.methods.mustdrop import MustDrop, average, fitting_side, key_set, likeness, window_owner, windows_of
+from vtprune.methods._groups import average
+from vtprune.methods.mustdrop import (
+    MustDrop,
+    fitting_side,
+    key_set,
+    likeness,
+    passes,
+    window_owner,
+    windows_of,
+)
 
 
 def test_windows_leave_ragged_edges_alone():
@@ -111,3 +123,56 @@ def test_behind_a_block_the_threshold_belongs_to_every_picture():
 def test_blocks_of_the_model():
     with pytest.raises(ValueError, match="block must be a layer from 0 to 22"):
         MustDrop(block=23).stages(INFO)
+
+
+def test_filter_by_hand():
+    """A token stays if all words together, or one of them, give it enough; both limits are strict."""
+    total = torch.tensor([[0.5, 0.3, 0.1, 0.1, 9.0]])
+    largest = torch.tensor([[0.01, 0.3, 0.2, 0.1, 9.0]])
+    valid = torch.tensor([[True, True, True, True, False]])
+    assert passes(total, largest, valid, (0.4, 0.2)).tolist() == [[True, True, True, False, False]]
+    assert passes(total, largest, valid, (1.0, 0.0)).tolist() == [[True, True, True, True, False]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block", [None, 0])
+def test_the_key_set_never_leaves(block):
+    """With limits that nothing passes, it alone is left: a share of what the encoder let through, rounded up."""
+    model = tiny_llava()
+    x = {**batch(prompt(5, 0, 7, seed=1), prompt(2, 0, 3, 0, 2, seed=2)), "pixel_values": picture(3)}
+    limits = dict(thresholds=(1.0, 1.0), layers=(2, 3), key_share=0.3, window=2, keep=0.5, block=block)
+    with vtprune.applied(model, "mustdrop", **limits):
+        logits = model(**x).logits
+        shown = vtprune.report(model).pictures
+        assert [len(p.kept) for p in shown] == [math.ceil(0.3 * len(p.entered)) for p in shown]
+        torch.testing.assert_close(model(**x, use_cache=False).logits, logits, atol=1e-4, rtol=1e-4)
+        first = {"input_ids": x["input_ids"][1:], "attention_mask": x["attention_mask"][1:]}
+        alone = model(**first, pixel_values=x["pixel_values"][1:]).logits
+        torch.testing.assert_close(logits[1, -1], alone[0, -1], atol=1e-4, rtol=1e-4)
+    with vtprune.applied(model, "mustdrop", **{**limits, "key_share": 0.0}):
+        model(**x)
+        assert not any(p.kept for p in vtprune.report(model).pictures)
+
+
+@torch.no_grad()
+def test_the_filter_sees_sums_and_largest_values():
+    """Against the maps of eager attention: heads are averaged first."""
+    row = prompt(5, 0, 7, seed=1)
+    x = {**batch(row), "pixel_values": picture()}
+    maps = tiny_llava(attention="eager")(**x, output_attentions=True).attentions[1].mean(1)[0]
+    visual = (row == 1).nonzero()[:, 0]
+    seen = maps[-7:][:, visual]
+    limits = float((seen.sum(0) / seen.sum()).median()), float(seen.amax(0).median())
+    expected = ~((seen.sum(0) < limits[0] * seen.sum()) & (seen.amax(0) < limits[1]))
+    assert 0 < expected.sum() < len(visual)
+    model = tiny_llava()
+    vtprune.apply(model, MustDrop(keep=1.0, thresholds=limits, layers=(2,), key_share=0))
+    model(**x)
+    assert list(vtprune.report(model).pictures[0].kept) == expected.nonzero()[:, 0].tolist()
+
+
+def test_bad_limits():
+    with pytest.raises(TypeError, match="thresholds must be two numbers"):
+        MustDrop(thresholds=0.1)
+    with pytest.raises(ValueError, match="thresholds must be a number"):
+        MustDrop(thresholds=(0.1, 2.0))

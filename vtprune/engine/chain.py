@@ -7,7 +7,22 @@ import itertools
 from collections.abc import Sequence
 
 from vtprune.integrations.base import Integration
-from vtprune.methods.base import Decide, EncoderSignal, Method, ModelInfo, Place, Positions, Stage
+from vtprune.methods.base import (
+    Decide,
+    EncoderSignal,
+    Method,
+    ModelInfo,
+    Observation,
+    Place,
+    Positions,
+    Stage,
+    check_layer,
+)
+
+BEHIND = ("last_query", "text_queries")
+"""Query rows whose attention in the decoder layer before can be asked for."""
+AHEAD = ("last_query_ahead", "text_queries_ahead")
+"""The same in the layer that is about to run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +47,13 @@ class ChainStage:
 
     @property
     def queries(self) -> str | None:
-        """Whose attention a stage at a decoder layer asks for: "last_query", "text_queries" or nobody's."""
-        return next((x for x in ("last_query", "text_queries") if x in self.signals), None)
+        """Whose attention a stage at a decoder layer asks for, one of `BEHIND` or `AHEAD`; None for nobody's."""
+        return next((x for x in (*BEHIND, *AHEAD) if x in self.signals), None)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether it asks for attention in the layer that is about to run."""
+        return self.queries in AHEAD
 
     @property
     def sees_hidden(self) -> bool:
@@ -46,9 +66,19 @@ class ChainStage:
         return "queries_keys" in self.signals
 
     @property
+    def sees_text_rows(self) -> bool:
+        """Whether it asks for the queries of text in the layer before, and its keys."""
+        return "text_rows" in self.signals
+
+    @property
+    def sees_text(self) -> bool:
+        """Whether a stage asks for what the text is at its place."""
+        return "text" in self.signals
+
+    @property
     def captured(self) -> frozenset[str]:
         """What a stage at a decoder layer asks of the layer before."""
-        return frozenset(x for x in ("last_query", "text_queries", "queries_keys") if x in self.signals)
+        return frozenset(x for x in (*BEHIND, "queries_keys", "text_rows") if x in self.signals)
 
     @property
     def positions(self) -> Positions:
@@ -65,7 +95,7 @@ SIGNALS = {
     Place.ENCODER_INPUT: frozenset(),
     Place.ENCODER_LAYER: frozenset({"values"}),
     Place.ENCODER_OUTPUT: frozenset({"encoder_attention", "pixel_steps", "projected", "text"}),
-    Place.DECODER_LAYER: frozenset({"last_query", "text_queries", "queries_keys", "hidden"}),
+    Place.DECODER_LAYER: frozenset({*BEHIND, *AHEAD, "queries_keys", "text_rows", "hidden", "text"}),
 }
 
 
@@ -125,6 +155,8 @@ class Chain:
         self.door_stages = [s for s in self.encoder_output_stages if s not in before]
         """Those that act where features enter the language model."""
         scored = EncoderSignal("attention", integration.scored_block)
+        self.observations = dict.fromkeys((s.method, x) for s in self.decoder_stages for x in s.stage.observations)
+        """What methods want to be noted of decoder layers."""
         asked = [x for s in self.encoder_output_stages for x in s.signals]
         of_blocks = [scored if x == "encoder_attention" else x for x in asked]
         self.encoder_signals = frozenset(x for x in of_blocks if isinstance(x, EncoderSignal))
@@ -147,8 +179,11 @@ class Chain:
         self.skipping = skipping[0] if skipping else None
         """The stage that lets tokens pass by decoder layers."""
         for later in self.decoder_stages if self.skipping else ():
-            late = {layer - 1 for layer in later.layers} & set(skipping[0].stage.skips)
-            if late and later.signals:
+            asked_of = {layer - 1 for layer in later.layers if later.captured}
+            asked_of |= {layer for layer in later.layers if later.looks_ahead}
+            asked_of |= {layer for x in later.stage.observations for layer in x.layers}
+            late = asked_of & set(skipping[0].stage.skips)
+            if late:
                 raise ValueError(
                     f"{later.method} asks for signals of decoder layers that tokens pass by because of "
                     f"{skipping[0].method} ({sorted(late)}); let them pass by other layers."
@@ -228,6 +263,8 @@ class Chain:
             )
         if stage.stage.place is Place.DECODER_LAYER and stage.captured and 0 in stage.layers:
             raise ValueError(f"{stage.method} needs attention from the layer before, so it cannot act at layer 0.")
+        for observation in stage.stage.observations:
+            self._check_observation(stage, observation, integration)
         if stage.stage.shares and (stage.stage.place is Place.DECODER_LAYER or stage.stage.prunes):
             raise ValueError(f"{stage.method}: only tokens that merge before the language model can share a state.")
         if stage.stage.place is Place.ENCODER_INPUT and not integration.any_size:
@@ -251,3 +288,16 @@ class Chain:
         reason = integration.refusal(stage.method, stage.stage.place.value, needs_grid)
         if reason is not None:
             raise ValueError(f"{stage.method} cannot work on {integration.family_name}: {reason}.")
+
+    def _check_observation(self, stage: ChainStage, observation: Observation, integration: Integration) -> None:
+        if stage.stage.place is not Place.DECODER_LAYER:
+            raise ValueError(f"{stage.method}: only stages at decoder layers may ask what was noted of others.")
+        for layer in observation.layers:
+            check_layer("an observed layer", layer, 0, len(integration.decoder_layers) - 1)
+            try:
+                integration.decoder_layers[layer].get_submodule(observation.module)
+            except AttributeError:
+                raise ValueError(
+                    f"{stage.method} cannot work on {integration.family_name}: decoder layer {layer} has no part "
+                    f"{observation.module!r}; use a method that looks at attention (fastv)."
+                ) from None

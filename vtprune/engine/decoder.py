@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtprune.compat import Cache, build_mask
+from vtprune.compat import Cache
 from vtprune.engine.cache import (
     PhysicalCache,
     Rows,
@@ -25,19 +25,21 @@ from vtprune.engine.cache import (
 )
 from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.deepstack import DeepStackRows
-from vtprune.engine.door import decide, owners, running, staying
+from vtprune.engine.door import decide, marks, owners, running, staying
 from vtprune.engine.encoder import EncoderRun, Event
+from vtprune.engine.layer_inputs import LayerInputs
 from vtprune.engine.layout import VisualLayout
+from vtprune.engine.observing import Observed
 from vtprune.engine.positions import dense_positions
 from vtprune.engine.selection import Selected
 from vtprune.engine.sharing import Sharing
-from vtprune.engine.signals import Signals
+from vtprune.engine.signals import Rotation, Signals, on_all_rows, text_states
 from vtprune.engine.skipping import Short, Skipping
-from vtprune.engine.slots import Slots
+from vtprune.engine.slots import Slots, arrived
 from vtprune.engine.visual import Visual, visual_slots
 from vtprune.integrations.base import Integration, Kind
 from vtprune.kernels import compact_index, gather_rows, ragged_compact
-from vtprune.methods.base import Keep, Positions, VisualTokens
+from vtprune.methods.base import Keep, Observation, Positions, VisualTokens
 
 
 class DecoderStep:
@@ -63,12 +65,13 @@ class DecoderStep:
         self.events: list[Event] = []
         self.memory: dict[str, Any] = {}
         self.signals = Signals(integration)
+        self.observed = Observed()
+        self.marks: dict[str, Tensor] = {}  # by method, bool (rows, slots of the call)
         self.moved = False  # whether slots have left at all
         self.compacted = False  # whether slots have left since the language model made its mask and embeddings
         self.lengths: dict[int, tuple[list[int], int]] = {}
         self.visual: tuple[Slots, Visual] | None = None  # what was seen last
-        self.masks: dict[int, Any] = {}
-        self.embeddings: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.inputs = LayerInputs(integration)
 
     @staticmethod
     def needed(runs: Mapping[Kind, EncoderRun], cache: Cache | None) -> bool:
@@ -93,7 +96,10 @@ class DecoderStep:
         self.past_shift = [rows.shift for rows in self.rows]
         self.past_length = [physical_length(self.cache, i) for i in range(len(self.rows))]
         mask = arguments.get("attention_mask")
-        self.slots = self._arrived(mask, mask_on_host)
+        padded_before = self.rows[0].valid is not None
+        self.slots = arrived(
+            self.chain.label, self.batch, self.original_length, mask, mask_on_host, padded_before, self.device
+        )
         self.original_lengths = self.slots.counts
         if mask is not None and past and not is_visual(self.cache):
             earlier = mask[:, : -self.original_length].bool().to(self.device)
@@ -111,6 +117,7 @@ class DecoderStep:
             visual: Tensor | None = arguments.get("visual_pos_masks")
             self.deepstack = None if visual is None else DeepStackRows(visual)
             self.selected, self.events = decide(self.chain, self.layout, arguments, self.slots.valid)
+            self.marks = marks(self.layout, self.selected)
             if self.chain.shares:
                 self.sharing = Sharing.of(owners(self.layout, self.selected), self.slots)
                 if self.sharing is not None and self.deepstack is not None:
@@ -156,24 +163,6 @@ class DecoderStep:
         if is_visual(self.cache):
             return [layer.rows for layer in self._cached()]
         return [Rows(0)] * layers
-
-    def _arrived(self, mask: Tensor | None, on_host: Tensor | None) -> Slots:
-        """The slots of this call, all of them."""
-        everything = [self.original_length] * self.batch
-        if mask is None:
-            return Slots(self.original_length, everything, None)
-        if not isinstance(mask, Tensor) or mask.ndim != 2:
-            raise ValueError(
-                f"{self.chain.label} needs a 2-D attention mask (rows, slots), got "
-                f"{f'{mask.ndim}-D' if isinstance(mask, Tensor) else type(mask).__name__}; static and other compilable "
-                "caches make 4-D masks: use a DynamicCache, and no mask of your own."
-            )
-        valid = mask[:, -self.original_length :].bool().to(self.device)
-        if self.original_length == 1 and self.rows[0].valid is not None:
-            return Slots(1, everything, valid)  # decoding: not worth a look, the earlier padding needs a mask anyway
-        seen = valid if on_host is None else on_host[:, -self.original_length :].bool()
-        counts = seen.sum(1).tolist()
-        return Slots(self.original_length, counts, None if counts == everything else valid)
 
     # What the slots that are left are, (rows, slots now); None in a call without pictures, or without newlines.
 
@@ -241,9 +230,9 @@ class DecoderStep:
         if self.deepstack is not None:
             self.deepstack.compact(index)
         self.signals.compact(index)
+        self.observed.compact(index)
         self.compacted = self.moved = True
-        self.masks.clear()
-        self.embeddings.clear()
+        self.inputs.clear()
         return moving[1:]
 
     def _count(self, keep: Tensor) -> tuple[list[int], list[int]]:
@@ -279,7 +268,7 @@ class DecoderStep:
         if self.compacted or own:
             kwargs["attention_mask"] = self._mask(layer, hidden)
         if self.compacted or self.past_shift[layer] is not self.past_shift[0]:
-            kwargs["position_embeddings"] = self._embeddings(layer, hidden)
+            kwargs["position_embeddings"] = self._rotation(layer, hidden)
         # The rotary embedding carries the positions; gaps in the ids would look like packed sequences.
         if "position_ids" in kwargs:
             kwargs["position_ids"] = None
@@ -287,7 +276,7 @@ class DecoderStep:
 
     def _shorten(self, layer: int, skipping: Skipping, hidden: Tensor) -> Tensor:
         """Let slots pass by a layer, until `behind_layer`."""
-        short = skipping.short(self.slots, self.positions)
+        short = skipping.short(self.slots, self.positions, self.integration)
         if short is None or self.layout is None or self.chain.skipping is None:
             return hidden
         fewer, end = self.slots.width - short.slots.width, self.past + self.layout.end
@@ -295,9 +284,8 @@ class DecoderStep:
         self._link_rows()
         visual = self.slots.on(self.layout.picture) >= 0
         self.events.append(Event(self.chain.skipping, layer, [visual], [visual & short.runs]))
-        self.whole = short, hidden, (self.slots, self.positions, self.masks, self.embeddings, self.compacted)
-        self.slots, self.positions, self.compacted = short.slots, short.positions, True
-        self.masks, self.embeddings = short.masks, short.embeddings
+        self.whole = short, hidden, (self.slots, self.positions, self.inputs, self.compacted)
+        self.slots, self.positions, self.inputs, self.compacted = short.slots, short.positions, short.inputs, True
         return short.take(hidden)
 
     def behind_layer(self, output: Any) -> Any:
@@ -305,59 +293,26 @@ class DecoderStep:
         if self.whole is None:
             return output
         (short, hidden, now), self.whole = self.whole, None
-        self.slots, self.positions, self.masks, self.embeddings, self.compacted = now
+        self.slots, self.positions, self.inputs, self.compacted = now
         if isinstance(output, tuple):
             return short.put_back(output[0], hidden), *output[1:]
         return short.put_back(output, hidden)
 
     def _mask(self, layer: int, hidden: Tensor) -> Any:
-        rows = self.rows[layer]
-        if id(rows) not in self.masks:
-            config = self.integration.language_model.config
-            queries = hidden.new_empty(self.batch, self.slots.width, 1)
-            self.masks[id(rows)] = build_mask(config, queries, rows.valid, self.past_length[layer])
-        mask = self.masks[id(rows)]
-        return mask.to(hidden.device) if isinstance(mask, Tensor) else mask
+        return self.inputs.mask(self.rows[layer], self.past_length[layer], self.batch, self.slots.width, hidden)
 
-    def _embeddings(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        own, first = self.past_shift[layer], self.past_shift[0]
-        key = (id(own), self.slots.width)
-        if key not in self.embeddings:
-            positions = self.positions
-            if own is not None and own is not first:
-                positions = positions - own[:, None].to(self.device)
-            if first is not None and own is not first:
-                positions = positions + first[:, None].to(self.device)
-            if self.integration.position_axes == 1:
-                positions = positions[0]
-            elif len(positions) > self.integration.position_axes:
-                positions = positions[1:]  # without the plain count
-            self.embeddings[key] = self.integration.language_model.rotary_emb(
-                hidden, position_ids=positions.to(hidden.device)
-            )
-        cos, sin = self.embeddings[key]
-        return cos.to(hidden.device), sin.to(hidden.device)
+    def _rotation(self, layer: int, hidden: Tensor) -> Rotation:
+        return self.inputs.rotation(self.positions, self.past_shift[layer], self.past_shift[0], hidden)
 
     def _run(self, stage: ChainStage, layer: int, hidden: Tensor) -> Tensor:
         if self.layout is None or not max(self.candidates):
             return hidden
         if self.visual is None or self.visual[0] is not self.slots:
             self.visual = self.slots, visual_slots(self.slots, self.layout, self.candidates)
-        visual = self.visual[1]
+        visual, picture = self.visual[1], self.slots.on(self.layout.picture)
         states = gather_rows(hidden, visual.at.to(hidden.device)) if stage.sees_hidden or stage.stage.mixes else None
         with torch.no_grad():
-            kept_by = self._kept_by(layer - 1)
-            shown = VisualTokens(
-                layer,
-                visual.number >= 0,
-                visual.number,
-                visual.arrived,
-                self.signals.attention(stage.queries, *kept_by, visual) if stage.queries else None,
-                self.memory.setdefault(stage.method, {}),
-                states.detach() if states is not None and stage.sees_hidden else None,
-                self.signals.queries_keys(*kept_by, visual) if stage.sees_queries_keys else None,
-            )
-            decision = stage.decide(shown)
+            decision = stage.decide(self._shown(stage, layer, hidden, visual, states, picture))
         if decision is None:
             return hidden
         if not isinstance(decision, Keep):
@@ -373,14 +328,48 @@ class DecoderStep:
 
     # Signals.
 
-    def capture(self, layer: int, signal: str, hidden: Tensor, cos: Tensor, sin: Tensor) -> None:
+    def _shown(
+        self, stage: ChainStage, layer: int, hidden: Tensor, visual: Visual, states: Tensor | None, picture: Tensor
+    ) -> VisualTokens:
+        """What a stage sees."""
+        kept_by = self._kept_by(layer - 1)
+        attention: Tensor | None = None
+        if stage.queries is not None and stage.looks_ahead:
+            rotation = on_all_rows(self._rotation(layer, hidden), self.batch)
+            earlier = self._cached()[layer].keys if self.past_length[layer] else None
+            keys = earlier, self.rows[layer].valid
+            attention = self.signals.ahead(stage.queries, layer, hidden, rotation, picture, self.slots, *keys, visual)
+        elif stage.queries is not None:
+            attention = self.signals.attention(stage.queries, *kept_by, visual)
+        text, text_valid = text_states(hidden, picture, self.slots) if stage.sees_text else (None, None)
+        return VisualTokens(
+            layer,
+            visual.number >= 0,
+            visual.number,
+            visual.arrived,
+            attention,
+            self.memory.setdefault(stage.method, {}),
+            states.detach() if states is not None and stage.sees_hidden else None,
+            self.signals.queries_keys(*kept_by, visual) if stage.sees_queries_keys else None,
+            self.signals.text_rows(*kept_by, visual) if stage.sees_text_rows else None,
+            text,
+            text_valid,
+            self.observed.of(stage.method, visual),
+            gather_rows(self.slots.on(self.marks[stage.method]), visual.at) if stage.method in self.marks else None,
+        )
+
+    def capture(self, layer: int, signal: str, hidden: Tensor, rotation: Rotation) -> None:
         """Remember what the next layer's stage will ask of this layer's attention."""
         if self.picture is None or self.layout is None:
             return
-        if len(cos) != self.batch:
-            cos, sin = cos.expand(self.batch, -1, -1), sin.expand(self.batch, -1, -1)
+        rotation = on_all_rows(rotation, self.batch)
         without_cache = self.cache is None
-        self.signals.capture(layer, signal, hidden.detach(), (cos, sin), self.picture, self.slots, without_cache)
+        self.signals.capture(layer, signal, hidden.detach(), rotation, self.picture, self.slots, without_cache)
+
+    def observe(self, method: str, observation: Observation, layer: int, given: Tensor, output: Tensor) -> None:
+        """Note what a stage wants to know about a part of a layer."""
+        if self.layout is not None:
+            self.observed.note(method, observation, layer, given, output, self.slots)
 
     def _kept_by(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
         """A layer's keys in the cache, if there is one, and which of its slots are no padding; before layer 0 none."""

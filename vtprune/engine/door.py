@@ -89,6 +89,16 @@ def running(layout: VisualLayout, selected: Sequence[Selected]) -> Tensor | None
     return _on_slots(layout, [(one, one.runs) for one in selected if one.runs is not None])
 
 
+def marks(layout: VisualLayout, selected: Sequence[Selected]) -> dict[str, Tensor]:
+    """By method, bool (rows, slots): what it marked at the encoder's output; anything on text and padding."""
+    found: dict[str, Tensor] = {}
+    for method in dict.fromkeys(name for one in selected for name in one.marks):
+        marked = _on_slots(layout, [(one, one.marks[method]) for one in selected if method in one.marks])
+        if marked is not None:
+            found[method] = marked
+    return found
+
+
 def _on_slots(layout: VisualLayout, chosen: Sequence[tuple[Selected, Tensor]]) -> Tensor | None:
     """Bool (pictures, slots) of pictures on the slots of the batch, True elsewhere; None of no pictures."""
     if not chosen:

@@ -27,6 +27,7 @@ from vtprune.engine.logits import keep_logits, surviving_labels
 from vtprune.engine.reporting import Prefill
 from vtprune.engine.sharing import Sharing, SharingHooks
 from vtprune.integrations.base import EncoderCall, Integration, Kind
+from vtprune.methods.base import Observation
 
 RUN = "vtprune_run"  # attribute of encoder outputs that carries the encoder run to the language model
 
@@ -87,6 +88,10 @@ class Engine:
             signals = sorted({x for stage in self.layer_stages.get(i + 1, ()) for x in stage.captured})
             if signals:
                 self._before(layer.get_submodule("self_attn"), self._capture_rows(i, signals))
+            for method, observation in self.chain.observations:
+                if i in observation.layers:
+                    hook = self._observe(i, method, observation)
+                    self._after(layer.get_submodule(observation.module), hook, with_kwargs=True)
             if self.chain.skipping is not None and i in self.chain.skipping.stage.skips:
                 # First of all hooks, so that a captured hidden state is the whole one.
                 self._after(layer, self._behind_decoder_layer, prepend=True)
@@ -103,8 +108,17 @@ class Engine:
     def _before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         self.handles.append(module.register_forward_pre_hook(OutsideGraphs(hook), with_kwargs=True))
 
-    def _after(self, module: nn.Module, hook: Callable[..., Any], prepend: bool = False, always: bool = False) -> None:
-        handle = module.register_forward_hook(OutsideGraphs(hook), prepend=prepend, always_call=always)
+    def _after(
+        self,
+        module: nn.Module,
+        hook: Callable[..., Any],
+        prepend: bool = False,
+        always: bool = False,
+        with_kwargs: bool = False,
+    ) -> None:
+        handle = module.register_forward_hook(
+            OutsideGraphs(hook), prepend=prepend, always_call=always, with_kwargs=with_kwargs
+        )
         self.handles.append(handle)
 
     def _replace_method(self, module: Any, name: str, wrap: Callable[[Any], Any]) -> None:
@@ -297,7 +311,15 @@ class Engine:
             if (step := self.local.step) is not None:
                 hidden = args[0] if args else kwargs["hidden_states"]
                 for signal in signals:
-                    step.capture(index, signal, hidden, *kwargs["position_embeddings"])
+                    step.capture(index, signal, hidden, kwargs["position_embeddings"])
+
+        return hook
+
+    def _observe(self, index: int, method: str, observation: Observation) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if (step := self.local.step) is not None:
+                given = args[0] if args else kwargs["hidden_states"]
+                step.observe(method, observation, index, given, output[0] if isinstance(output, tuple) else output)
 
         return hook
 

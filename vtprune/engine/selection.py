@@ -29,6 +29,7 @@ class Selected:
         owner: (pictures, slots), the slot that stands for each slot; None where nothing was merged.
         runs: Bool (pictures, slots), False on what passes by decoder layers; None where nothing does.
         levels: Features on slots, (pictures, slots, width): those of the input, then DeepStack's; None if unchanged.
+        marks: By method, bool (pictures, slots), what it marked for its stages in the decoder.
     """
 
     numbers: list[int]
@@ -36,6 +37,7 @@ class Selected:
     owner: Tensor | None
     levels: list[Tensor] | None
     runs: Tensor | None = None
+    marks: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 class Text:
@@ -85,7 +87,7 @@ def select(
         if not stage.stage.skips:
             events.append(Event(stage, None, before, standing))
     return [
-        Selected(numbers, kept, batch.owner, batch.levels if batch.replaced else None, batch.running())
+        Selected(numbers, kept, batch.owner, batch.levels if batch.replaced else None, batch.running(), batch.marks)
         for (numbers, batch), kept in zip(batches, standing, strict=True)
     ], events
 
@@ -107,6 +109,7 @@ class _Batch:
         self.alive = self.geometry.candidates.expand(len(pictures), -1)
         self.runs: Tensor | None = None  # bool (pictures, slots), candidates that pass by no decoder layer
         self.complete = True
+        self.marks: dict[str, Tensor] = {}
         self.owner: Tensor | None = None
         self.replaced = False
         self.text: Tensor | None = None  # (pictures, n, width)
@@ -225,6 +228,10 @@ class _Batch:
         if isinstance(decision, Keep):
             mask = decision.mask.to(self.device)
             self._mix(stage, number, where, decision)
+            if decision.marked is not None:
+                none = torch.zeros_like(self.alive)
+                marks = self.marks.get(stage.method, none)
+                self.marks[stage.method] = marks.index_put((number, where), decision.marked.to(self.device))
             if stage.stage.skips:
                 self.runs = (self.alive if self.runs is None else self.runs).index_put((number, where), mask)
             elif everything:

@@ -7,13 +7,14 @@ all layers that tokens pass by share one history of padding and removals.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vtprune.engine.cache import Rows
+from vtprune.engine.layer_inputs import LayerInputs
 from vtprune.engine.slots import Slots
+from vtprune.integrations.base import Integration
 from vtprune.kernels import compact_index, gather_rows
 
 
@@ -24,11 +25,12 @@ class Short:
         slots: Those that run.
         positions: (axes, rows, slots that run).
         runs: Bool (rows, all slots now), which they are.
-        masks: Attention masks, by the layers' `Rows`; made when they are needed.
-        embeddings: Position embeddings, likewise.
+        inputs: Masks and position embeddings of such layers.
     """
 
-    def __init__(self, runs: Tensor, counts: list[int], slots: Slots, positions: Tensor) -> None:
+    def __init__(
+        self, runs: Tensor, counts: list[int], slots: Slots, positions: Tensor, integration: Integration
+    ) -> None:
         width = max(counts)
         padded = width != min(counts)
         self.runs = runs
@@ -39,8 +41,7 @@ class Short:
         self.positions = gather_rows(positions.movedim(0, -1), self.index).movedim(-1, 0)
         if valid is not None:
             self.positions = self.positions.masked_fill(~valid, 0)
-        self.masks: dict[int, Any] = {}
-        self.embeddings: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.inputs = LayerInputs(integration)
 
     def take(self, hidden: Tensor) -> Tensor:
         """Hidden states (rows, all slots now, width) of those that run."""
@@ -66,14 +67,15 @@ class Skipping:
         self._seen: tuple[Slots, Short | None] | None = None
         self._shorter: dict[Rows, Rows] = {}  # histories of layers that tokens pass by, from those before
 
-    def short(self, slots: Slots, positions: Tensor) -> Short | None:
+    def short(self, slots: Slots, positions: Tensor, integration: Integration) -> Short | None:
         """What runs of the slots that are left; None if all do. The host waits once for each set of slots."""
         if self._seen is None or self._seen[0] is not slots:
             runs = slots.on(self.runs)
             if slots.valid is not None:
                 runs = runs & slots.valid
             counts = runs.sum(1).tolist()
-            self._seen = slots, None if counts == slots.counts else Short(runs, counts, slots, positions)
+            alike = counts == slots.counts
+            self._seen = slots, None if alike else Short(runs, counts, slots, positions, integration)
             self._shorter = {}
         return self._seen[1]
 

@@ -40,3 +40,43 @@ class Slots:
                 now = now.masked_fill(~self.valid, False if x.dtype == torch.bool else -1)
             self._seen[id(x)] = (x, now)  # with `x` itself, so that its id is not given away
         return self._seen[id(x)][1]
+
+
+def arrived(
+    label: str,
+    rows: int,
+    length: int,
+    mask: Tensor | None,
+    on_host: Tensor | None,
+    padded_before: bool,
+    device: torch.device,
+) -> Slots:
+    """The slots of a call of the language model, all of them.
+
+    Args:
+        label: The methods by name, for the error.
+        rows: Rows of the batch.
+        length: Slots per row.
+        mask: Bool or int (rows, earlier + slots), 0 on padding, or None.
+        on_host: Copy of it, if there is one already.
+        padded_before: Whether the slots of earlier calls are known to have padding among them.
+        device: Where the slots are.
+
+    Raises:
+        ValueError: The mask is of another kind.
+    """
+    everything = [length] * rows
+    if mask is None:
+        return Slots(length, everything, None)
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        raise ValueError(
+            f"{label} needs a 2-D attention mask (rows, slots), got "
+            f"{f'{mask.ndim}-D' if isinstance(mask, Tensor) else type(mask).__name__}; static and other compilable "
+            "caches make 4-D masks: use a DynamicCache, and no mask of your own."
+        )
+    valid = mask[:, -length:].bool().to(device)
+    if length == 1 and padded_before:
+        return Slots(1, everything, valid)  # decoding: not worth a look, the earlier padding needs a mask anyway
+    seen = valid if on_host is None else on_host[:, -length:].bool()
+    counts = seen.sum(1).tolist()
+    return Slots(length, counts, None if counts == everything else valid)

@@ -70,6 +70,8 @@ def distances(x: Tensor, valid: Tensor) -> Tensor:
 def peaks(distance: Tensor, counts: Tensor, neighbours: int, valid: Tensor) -> Tensor:
     """Density times the distance to the nearest denser token, or to the farthest pair if none is denser.
 
+    Of equally dense tokens each lower index counts as denser.
+
     Args:
         distance: (rows, tokens, tokens), infinite where one of the two is not valid.
         counts: (rows,), number of centres; no more neighbours are looked at.
@@ -84,4 +86,6 @@ def peaks(distance: Tensor, counts: Tensor, neighbours: int, valid: Tensor) -> T
     density = density.masked_fill(~valid, -1)
     farthest = distance.masked_fill(distance.isinf(), 0).amax((1, 2))[:, None, None]
     denser = density.unsqueeze(1) > density.unsqueeze(2)
+    # Mutual nearest neighbours are equally dense as a rule, not by chance: the first of them counts as denser.
+    denser = denser | (density.unsqueeze(1) == density.unsqueeze(2)).tril(-1)
     return density * torch.where(denser, distance, farthest).amin(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
@@ -134,6 +134,29 @@ class Pictures:
         return token_count(keep, self.tokens) if self.share is None else min(self.share, self.tokens)
 
 
+Module = Literal["self_attn", "mlp", "mlp.down_proj"]
+"""A part of a decoder layer."""
+Measure = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""From a module's input and output (rows, slots, width) and what is no padding (rows, slots), to (rows, slots)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What a stage wants to be noted of decoder layers before it, one number per slot; it follows all removals.
+
+    Args:
+        module: Which part of a layer: "self_attn", "mlp" or "mlp.down_proj". Its output is what it returns, before
+            anything is added to it.
+        layers: Which layers. Those that are not behind the stage's layer have no effect.
+        measure: Pure function from the part's input and output and bool (rows, slots), False on padding (None: there
+            is none), to (rows, slots).
+    """
+
+    module: Module
+    layers: tuple[int, ...]
+    measure: Measure
+
+
 @dataclasses.dataclass(frozen=True)
 class QueriesKeys:
     """What the attention of a decoder layer works on, for all of its slots, of text too.
@@ -154,6 +177,33 @@ class QueriesKeys:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextRows:
+    """What all text tokens after the first picture asked in a decoder layer, and all keys that there were.
+
+    The text is the same in every layer, so that its tokens are comparable from stage to stage.
+
+    Args:
+        queries: (rows, heads, n, head_dim), rotated; rows with less text are padded on the left.
+        keys: (rows, kv_heads, keys, head_dim), rotated; those of earlier calls on the same cache first.
+        scale: Factor on their products.
+        sees: (rows, n), the last key that each query sees, itself; -1 on padding.
+        valid: bool, (rows, keys), False on padding; None without padding.
+        at: (rows, tokens), which key each visual token is; any on padding.
+        query_rotation: Cosines and sines of the queries' positions, (rows, n, head_dim).
+        token_rotation: The same of the visual tokens' positions, (rows, tokens, head_dim).
+    """
+
+    queries: Tensor
+    keys: Tensor
+    scale: float
+    sees: Tensor
+    valid: Tensor | None
+    at: Tensor
+    query_rotation: tuple[Tensor, Tensor]
+    token_rotation: tuple[Tensor, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
 class VisualTokens:
     """What a stage at a decoder layer sees: the visual tokens of every row of the batch, padded to the longest row.
 
@@ -163,10 +213,18 @@ class VisualTokens:
         picture: (rows, tokens), number of the picture within its row, -1 on padding.
         arrived: (rows, pictures), how many tokens of each picture arrive at this layer; 0 where there is none.
         attention: (rows, tokens), attention that the query rows asked for give each visual token in the layer before
-            this one: softmax over all keys, mean over heads and query rows; 0 on padding. None unless asked for.
+            this one, or would give in this one ("..._ahead"): softmax over all keys, mean over heads and query rows; 0
+            on padding. None unless asked for.
         memory: Lives as long as this prefill; for stages that compare layers.
         hidden: (rows, tokens, width), hidden states; present if "hidden" was asked for, anything on padding.
         queries_keys: Queries and keys of the layer before this one; present if "queries_keys" was asked for.
+        text_rows: The same, with queries of text only; present if "text_rows" was asked for.
+        text: (rows, n, width), hidden states of all text after the first picture, padded on the left; present if
+            "text" was asked for.
+        text_valid: bool, (rows, n), False on padding.
+        marked: bool, (rows, tokens), what the method marked at the encoder's output; anything on padding; None if it
+            marked nothing.
+        observed: By module and layer, what an `Observation` measured of the visual tokens, (rows, tokens).
     """
 
     layer: int
@@ -177,6 +235,11 @@ class VisualTokens:
     memory: dict[str, Any]
     hidden: Tensor | None = None
     queries_keys: QueriesKeys | None = None
+    text_rows: TextRows | None = None
+    text: Tensor | None = None
+    text_valid: Tensor | None = None
+    observed: Mapping[tuple[str, int], Tensor] = dataclasses.field(default_factory=dict)
+    marked: Tensor | None = None
 
     def counts(self, keep: Budget) -> Tensor:
         """(rows,): how many visual tokens `keep` allows, summed over the row's pictures."""

@@ -54,8 +54,8 @@ def given(signal: T | None, method: str, name: str) -> T:
     return signal
 
 
-def check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Refuse a value that is not one of the allowed words.
+def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
+    """Refuse a value that is not one of the allowed ones.
 
     Raises:
         ValueError: `value` is not in `allowed`.

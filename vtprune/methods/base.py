@@ -13,7 +13,17 @@ from typing import Any, ClassVar, Literal
 
 from vtprune.budget import Budget, check_keep
 from vtprune.methods._decisions import Group, Keep, Replace, Resize
-from vtprune.methods._inputs import Cells, EncoderSignal, EncoderTokens, Pictures, Pixels, QueriesKeys, VisualTokens
+from vtprune.methods._inputs import (
+    Cells,
+    EncoderSignal,
+    EncoderTokens,
+    Observation,
+    Pictures,
+    Pixels,
+    QueriesKeys,
+    TextRows,
+    VisualTokens,
+)
 from vtprune.methods._tiles import Tiles
 
 __all__ = [
@@ -25,6 +35,7 @@ __all__ = [
     "Keep",
     "Method",
     "ModelInfo",
+    "Observation",
     "Pictures",
     "Pixels",
     "Place",
@@ -34,6 +45,7 @@ __all__ = [
     "Resize",
     "Scope",
     "Stage",
+    "TextRows",
     "Tiles",
     "VisualTokens",
     "check_layer",
@@ -133,6 +145,7 @@ class Stage:
             every tile and frame by itself ("tile").
         budget: With scope "tile", the budget that `decide` asks for by `Pictures.count`: a number of tokens per
             picture is shared out among tiles and frames in proportion, to the token.
+        observations: Decoder layers only: what to note of layers before; a method notes each part of a layer once.
     """
 
     place: Place
@@ -152,6 +165,7 @@ class Stage:
     skips: tuple[int, ...] = ()
     scope: Scope = "picture"
     budget: Budget | None = None
+    observations: tuple[Observation, ...] = ()
 
 
 class Method:

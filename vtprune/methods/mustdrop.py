@@ -4,10 +4,13 @@ Windows are ranked by the mean cosine between their tokens, and the most uniform
 budget is met, or as far as a threshold goes. By default that happens at the encoder's output: a budget may ask for
 windows that are not uniform, and there the encoder has at least seen their patches one by one.
 
+Inside the language model, if asked for (`thresholds`), tokens leave at four layers that get little attention from all
+of the text together, and from each word of it; but never the key set, those that the encoder attended to most.
+
 Paper: "Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model" (MustDrop),
 arXiv 2411.10803. Authors' code: github.com/liuting20/MustDrop.
-Differs from the paper in: this is its first stage; those in the decoder and in the cache are not in here yet, and the
-key set (`key_set`), which these must not drop, protects nothing so far. The paper merges by a threshold behind the
+Differs from the paper in: its third stage, in the cache, is not in here: what left earlier is in no cache, but tokens
+that leave at later layers stay in the caches of the layers before. The paper merges by a threshold behind the
 first block of the encoder: `tau=0.8, block=0`. Every picture is merged by itself (there: as many windows in all of a
 batch), tokens stay in the order of the picture, and at the encoder's output the merged token stands in the middle of
 its window. Tokens at the edges that fill no window are left alone; grids that windows of 3 x 3 do not divide, or whose
@@ -20,15 +23,19 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vtprune.budget import Budget, token_count
-from vtprune.kernels import merge_by_owner
-from vtprune.methods._select import check_number, check_whole_numbers, given, top_k_mask
+from vtprune.kernels import attention_scores
+from vtprune.methods._cuts import check_cuts, cuts_at
+from vtprune.methods._groups import average
+from vtprune.methods._select import check_number, check_whole_numbers, given, index_mask, top_k_mask
 from vtprune.methods.base import (
+    EncoderSignal,
     EncoderTokens,
     Group,
     Keep,
@@ -38,29 +45,37 @@ from vtprune.methods.base import (
     Place,
     Positions,
     Stage,
+    VisualTokens,
     check_layer,
 )
 from vtprune.methods.registry import register
+
+PAPER = (3, 7, 11, 15)
+REDUCTIONS: tuple[Literal["sum", "max"], ...] = ("sum", "max")
 
 
 @register("mustdrop")
 @dataclasses.dataclass(frozen=True)
 class MustDrop(Method):
-    """Local spatial merging at the encoder's output, or behind one of its blocks.
+    """Local spatial merging at the encoder's output, or behind one of its blocks, and a filter in the decoder.
 
     Of w x w tokens one stays, so that no budget is smaller than one token in w * w, and those at the edges.
     """
 
     kind = "merging"
-    places = (Place.ENCODER_LAYER, Place.ENCODER_OUTPUT)
+    places = (Place.ENCODER_LAYER, Place.ENCODER_OUTPUT, Place.DECODER_LAYER)
     paper = "MustDrop, arXiv 2411.10803"
-    cost = "N C"
+    cost = "N C; in the decoder, T N C per cut for T tokens of text"
     adaptive = True
 
     keep: Budget = 0.334  # ratio in (0, 1] or tokens per picture, met from below by whole windows; no effect with `tau`
     tau: float | None = None  # merge all windows with at least this mean cosine, in [-1, 1]; 0.8 in the paper
     window: int | None = None  # side of a window in tokens, >= 2; None: 3, the paper's, or 2 or 4 where 3 does not fit
     block: int | None = None  # vision block behind which it acts, 0 in the paper; None: at the encoder's output
+    thresholds: tuple[float, float] | None = None  # share of the text's attention, and a word's, in [0, 1], below which
+    # tokens leave in the decoder; None: they stay. (0.001, 0.001), (0.0012, 0.001), (0.011, 0.01) for 192, 128, 64
+    layers: tuple[int, ...] | None = None  # first decoder layers with fewer tokens, >= 1; None: 3, 7, 11 and 15 of 32
+    key_share: float = 0.08  # of the tokens behind the encoder, in [0, 1], that never leave in the decoder
     positions: Positions = "auto"  # "auto": "compact" on LLaVA as in the authors' code, "original" on other families
 
     def __post_init__(self) -> None:
@@ -70,33 +85,59 @@ class MustDrop(Method):
             check_number("tau", self.tau, -1, 1)
         if self.window is not None and isinstance(check_whole_numbers("window", self.window, least=2), tuple):
             raise TypeError(f"window must be a whole number >= 2, got {self.window!r}.")
+        layers, _ = check_cuts(self.layers, None, len(PAPER))
+        object.__setattr__(self, "layers", layers)
+        check_number("key_share", self.key_share, 0, 1)
+        if self.thresholds is not None:
+            if not isinstance(self.thresholds, Sequence) or len(self.thresholds) != 2:
+                raise TypeError(f"thresholds must be two numbers, got {self.thresholds!r}.")
+            for threshold in self.thresholds:
+                check_number("thresholds", threshold, 0, 1)
+            object.__setattr__(self, "thresholds", tuple(self.thresholds))
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
-        """One merge of every tile and frame: behind a block of the encoder, or at its output."""
+        """One merge of every tile and frame: behind a block of the encoder, or at its output; then the filter."""
+        filters = self.thresholds is not None
+        keys: EncoderSignal | None = None
+        if filters and self.key_share:
+            if not model.attention_blocks:
+                raise ValueError(f"mustdrop finds no attention in the encoder of {model.family}: use key_share=0.")
+            keys = EncoderSignal("attention", max(model.attention_blocks))
+        signals = frozenset(() if keys is None else {keys})
+        found: list[Stage] = []
         if self.block is not None:
             block = check_layer("block", self.block, 0, model.encoder_layers - 1)
-            return [
+            merge = Stage(
+                Place.ENCODER_LAYER,
+                self.merge_patches,
+                (block,),
+                positions=self.positions,
+                after_block=True,
+                ragged=self.tau is not None,
+                needs_all=True,
+            )
+            found = [merge]
+            if keys is not None:
+                mark = functools.partial(self.mark, keys=keys)
+                found.append(Stage(Place.ENCODER_OUTPUT, mark, signals=signals, positions=self.positions, scope="tile"))
+        else:
+            found = [
                 Stage(
-                    Place.ENCODER_LAYER,
-                    self.merge_patches,
-                    (block,),
+                    Place.ENCODER_OUTPUT,
+                    functools.partial(self.decide, keys=keys),
+                    signals=signals,
                     positions=self.positions,
-                    after_block=True,
-                    ragged=self.tau is not None,
+                    mixes=True,
                     needs_all=True,
+                    scope="tile",
+                    budget=self.keep if self.tau is None else None,
                 )
             ]
-        return [
-            Stage(
-                Place.ENCODER_OUTPUT,
-                self.decide,
-                positions=self.positions,
-                mixes=True,
-                needs_all=True,
-                scope="tile",
-                budget=self.keep if self.tau is None else None,
-            )
-        ]
+        if filters:
+            cuts = tuple(cuts_at(self.layers, PAPER, model.decoder_layers))
+            rows: frozenset[str | EncoderSignal] = frozenset({"text_rows"})
+            found.append(Stage(Place.DECODER_LAYER, self.filter, cuts, rows, positions=self.positions))
+        return found
 
     def merge_patches(self, tokens: EncoderTokens) -> Group:
         """Merge the windows of the residual stream whose patches are most alike; the class token stays alone."""
@@ -113,13 +154,45 @@ class MustDrop(Method):
         groups = first + int(stands.sum(1).max())
         return Group(F.pad(number, (first, 0)), groups, weighted=False, ragged=self.tau is not None)
 
-    def decide(self, pictures: Pictures) -> Keep:
-        """Merge the windows whose tokens are most alike."""
+    def decide(self, pictures: Pictures, keys: EncoderSignal | None = None) -> Keep:
+        """Merge the windows whose tokens are most alike, and mark the key set."""
         if pictures.grid is None:
             raise ValueError(f"{self.name} merges windows of whole grids; put it before methods that remove tokens.")
         owner = self.owners(pictures.encoded, pictures.grid, pictures.count(self.keep))
         itself = torch.arange(pictures.tokens, device=owner.device)
-        return Keep(owner == itself, functools.partial(average, owner=owner), owner)
+        mask, marked = owner == itself, None
+        if keys is not None:
+            seen = average(given(pictures.signals.get(keys), self.name, str(keys)).unsqueeze(-1), owner).squeeze(-1)
+            # Of what is left behind the merge, a share that differs from picture to picture.
+            counts = (mask.sum(1).double() * self.key_share).ceil().long()
+            marked = top_k_mask(seen, counts, mask)
+        return Keep(mask, functools.partial(average, owner=owner), owner, marked)
+
+    def mark(self, pictures: Pictures, keys: EncoderSignal) -> Keep:
+        """Mark the key set of tokens that were merged inside the encoder."""
+        seen = given(pictures.signals.get(keys), self.name, str(keys))
+        marked = index_mask(key_set(seen, self.key_share), pictures.tokens)
+        return Keep(torch.ones_like(marked), marked=marked)
+
+    def filter(self, tokens: VisualTokens) -> Keep:
+        """Let go what the text, all of it and every word, attends to little; never the key set."""
+        rows = given(tokens.text_rows, self.name, "text_rows")
+        if self.thresholds is None:
+            raise ValueError(f"{self.name} filters only with thresholds.")
+        total, largest = (
+            attention_scores(
+                rows.queries,
+                rows.keys,
+                scale=rows.scale,
+                row_mask=rows.sees >= 0,
+                row_positions=rows.sees,
+                key_valid=rows.valid,
+                reduce_rows=reduce,
+            ).gather(1, rows.at)
+            for reduce in REDUCTIONS
+        )
+        kept = passes(total, largest, tokens.valid.to(total.device), self.thresholds)
+        return Keep(kept if tokens.marked is None else (kept | tokens.marked.to(kept.device)) & tokens.valid)
 
     def owners(self, x: Tensor, grid: tuple[int, int, int], count: int) -> Tensor:
         """For every token (pictures, tokens) the one that stands for it, if at most `count` shall be left."""
@@ -171,9 +244,18 @@ def window_owner(chosen: Tensor, windows: Tensor, tokens: int) -> Tensor:
     return owner.scatter(1, windows.reshape(1, count * size).expand(len(chosen), -1), new.flatten(1))
 
 
-def average(x: Tensor, owner: Tensor) -> Tensor:
-    """Give the owner of every group of tokens of x (pictures, tokens, channels) the group's plain mean."""
-    return merge_by_owner(x, owner, x.shape[1])[0]
+def passes(total: Tensor, largest: Tensor, valid: Tensor, thresholds: tuple[float, float]) -> Tensor:
+    """Visual tokens that pass the filter, bool (rows, tokens).
+
+    Args:
+        total: (rows, tokens), attention of all text together, mean over heads.
+        largest: (rows, tokens), the largest that one word gives, mean over heads.
+        valid: bool, (rows, tokens), False on padding.
+        thresholds: What tokens must reach of either: a share of the row's total, or so much from one word.
+    """
+    share, word = thresholds
+    everything = total.masked_fill(~valid, 0).sum(1, keepdim=True)
+    return valid & ~((total < share * everything) & (largest < word))
 
 
 def key_set(attention: Tensor, share: float = 0.08) -> Tensor:

@@ -26,10 +26,10 @@ from torch import Tensor
 
 from vtprune.budget import Budget
 from vtprune.kernels import Matching, bipartite_matching, gather_rows, merge_by_owner, owner_map
+from vtprune.methods._groups import average
 from vtprune.methods._importance import received
 from vtprune.methods._select import check_choice, check_number, given
 from vtprune.methods.base import EncoderTokens, Group, Keep, Method, ModelInfo, Pictures, Place, Positions, Stage
-from vtprune.methods.mustdrop import average
 from vtprune.methods.registry import register
 from vtprune.methods.tome import check_merges, even_schedule, expand_schedule, merges_per_block
 
