@@ -21,6 +21,7 @@ from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.deepstack import DeepStackRows
 from vtprune.engine.encoder import EncoderRun
+from vtprune.engine.eviction import EvictionHooks
 from vtprune.engine.graphs import OutsideGraphs
 from vtprune.engine.layout import VisualLayout, lay_out
 from vtprune.engine.logits import keep_logits, surviving_labels
@@ -90,6 +91,7 @@ class Engine:
             if self.chain.skipping is not None and i in self.chain.skipping.stage.skips:
                 # First of all hooks, so that a captured hidden state is the whole one.
                 self._after(layer, self._behind_decoder_layer, prepend=True)
+        EvictionHooks(integration, self.chain, lambda: self.local.step).attach(self._before, self._after)
         if self.chain.shares:
             SharingHooks(integration, self._sharing).attach(self._before, self._after)
         blocks = BlockHooks(integration, self.chain, lambda: self.local.encoding)
@@ -103,8 +105,17 @@ class Engine:
     def _before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         self.handles.append(module.register_forward_pre_hook(OutsideGraphs(hook), with_kwargs=True))
 
-    def _after(self, module: nn.Module, hook: Callable[..., Any], prepend: bool = False, always: bool = False) -> None:
-        handle = module.register_forward_hook(OutsideGraphs(hook), prepend=prepend, always_call=always)
+    def _after(
+        self,
+        module: nn.Module,
+        hook: Callable[..., Any],
+        prepend: bool = False,
+        always: bool = False,
+        with_kwargs: bool = False,
+    ) -> None:
+        handle = module.register_forward_hook(
+            OutsideGraphs(hook), prepend=prepend, with_kwargs=with_kwargs, always_call=always
+        )
         self.handles.append(handle)
 
     def _replace_method(self, module: Any, name: str, wrap: Callable[[Any], Any]) -> None:
