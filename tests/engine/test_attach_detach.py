@@ -9,7 +9,7 @@ import vtprune
 from tests.cases import CASES, IDS
 from tests.families import FAMILIES, IMAGE, VIDEO
 from tests.tiny import TOKENS, batch, picture, prompt, tiny_llava
-from vtprune.methods import get_method
+from vtprune.methods import Place, get_method
 
 
 def hooks(model) -> dict[str, list[int]]:

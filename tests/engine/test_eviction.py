@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -66,10 +67,12 @@ class Forgetful(Method):
         new = slot == 0
         before = entries.memory.get("tokens", torch.zeros(len(slot), dtype=torch.long))
         slot = torch.where(new, before[:, None, None] + new.long().cumsum(2), slot)
-        entries.memory |= {"slot_of_entries": slot, "tokens": before + entries.queries.shape[2]}
+        entries.memory.update(slot_of_entries=slot, tokens=before + entries.queries.shape[2])
         mask = best(scattered(entries.candidate, entries.layer), entries.counts(self.keep), entries.candidate)
         stays = (mask | ~entries.candidate) & entries.valid[:, None]
-        self.log.setdefault(entries.layer, []).append([[s[k] - 1 for s, k in zip(*x)] for x in zip(slot, stays)])
+        self.log.setdefault(entries.layer, []).append(
+            [[s[k] - 1 for s, k in zip(*x, strict=True)] for x in zip(slot, stays, strict=True)]
+        )
         return Keep(mask)
 
 
@@ -152,7 +155,7 @@ def test_further_turns(name):
     ends = [0, len(first.ids), len(first.ids) + len(second.ids), len(conversation.ids)]
     with vtprune.applied(model, Toy()), feeding(model) as seen:
         cache, found, decided = None, [], []
-        for row, (start, end) in zip((first, second, third), zip(ends, ends[1:])):
+        for row, (start, end) in zip((first, second, third), itertools.pairwise(ends), strict=True):
             x = {k: v for k, v in family.inputs(row).items() if k != "attention_mask"}
             given = positions[:, None, start:end] if len(positions) > 1 else positions[:, start:end]
             out = model(**x, past_key_values=cache, position_ids=given, use_cache=True)
@@ -164,7 +167,8 @@ def test_further_turns(name):
         assert cache.get_seq_length() == ends[-1] - 2
         with pytest.raises(ValueError, match="cannot crop"):
             cache.crop(-len(second.ids) - 2)
-    fed = whole(model, conversation, [(torch.arange(a, b), x) for a, b, x in zip(ends, ends[1:], seen)])
+    parts = zip(itertools.pairwise(ends[:-1]), seen[:-1], strict=True)
+    fed = whole(model, conversation, [(torch.arange(a, b), x) for (a, b), x in parts])
     expected, _ = bare_run(model, fed, positions, decided[0].extend(decided[1], len(third.ids)))
     torch.testing.assert_close(torch.cat(found, 1), expected, **CLOSE)
 
@@ -293,6 +297,6 @@ class Fixed(Method):
 )
 def test_wrong_decisions(decide, message):
     family = FAMILIES["llava-clip"]
-    with vtprune.applied(family.model(), Fixed(Stage(Place.CACHE, decide, (1,)))) as model:
+    with vtprune.applied(family.model(), Fixed(Stage(Place.CACHE, decide, (1,)))) as model:  # noqa: SIM117
         with pytest.raises((ValueError, TypeError), match=message):
             model(**family.inputs(family.row(5, IMAGE, 7)))

@@ -102,6 +102,11 @@ def best(scores: Tensor, counts: Tensor, among: Tensor) -> Tensor:
     return chosen.unflatten(0, (-1, heads))
 
 
+def share(counts: Tensor, part: float) -> Tensor:
+    """So much of each count, rounded down."""
+    return (counts * part + 1e-3).long()
+
+
 def newest(candidate: Tensor, counts: Tensor) -> Tensor:
     """Mark the last `counts` (rows,) candidates of every head, (rows, kv_heads, entries)."""
     return candidate & (age(candidate) < counts[:, None, None])
