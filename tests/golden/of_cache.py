@@ -11,7 +11,9 @@ from vtprune.compat import rotate
 from vtprune.kernels import compact_index, gather_rows
 from vtprune.methods import CacheEntries
 from vtprune.methods._entries import blocks
+from vtprune.methods.a2sf import A2SF
 from vtprune.methods.h2o import H2O, accumulated, heavy_and_recent, simulated_mask
+from vtprune.methods.keyformer import Keyformer
 from vtprune.methods.snapkv import SnapKV, observed, smoothed
 
 Case = dict[str, Tensor]
@@ -128,9 +130,54 @@ def snapkv(case: Case) -> dict[str, Any]:
     }
 
 
-ADAPTERS = {"h2o": h2o, "snapkv": snapkv}
+def a2sf(case: Case) -> dict[str, Any]:
+    forgetting, recent = round(float(case["forgetting_factor"]), 6), int(case["recent_budget"])
+    if int(case["variant"]) == 1:
+        total = int(case["select_budget"]) + recent
+        method = A2SF(keep=total, forgetting=forgetting, recent=recent / total, text=True, decodes=True)
+        return decoded(case, method, 10**6)
+    entries = entries_of(case["q"], case["k"], case["v"])
+    total = int(case["total_budget"])
+    method = A2SF(keep=total, forgetting=forgetting, recent=min(recent / total, 1.0), text=True)
+    mask, score = method.decide(entries).mask, entries.memory["score_of_entries"]
+    (slot,) = taken(mask, torch.arange(score.shape[2]).expand_as(score))
+    return {"score": score, "kept_idx": slot, "attn_out": outputs_of(entries)}
+
+
+def keyformer(case: Case) -> dict[str, Any]:
+    q, k, v, start = case["q"], case["k"], case["v"], int(case["prefill_len"])
+    percent, share = (round(float(case[f"{x}_pct"]), 6) / 100 for x in ("kv_cache", "recent"))
+    method = Keyformer(keep=int(start * percent + 1e-6), recent=share, text=True, frozen=True)
+    slot, memory = torch.arange(q.shape[2]).expand(k.shape[:3]), {}
+    held = [x[:, :, :start] for x in (k, v, slot)]
+    masks, scores, outputs = [], [], []
+    for end in range(start, q.shape[2] + 1):
+        first = 0 if end == start else held[0].shape[2] - 1
+        entries = entries_of(q[:, :, end - 1 : end] if first else q[:, :, :start], *held[:2], first, memory, 10**6)
+        if first:
+            outputs.append(outputs_of(entries)[0, :, 0].flatten())
+        noise = case["noise_decode"][end - start - 1, :, None, :end] if first else case["noise_prefill"]
+        noise = noise[None].gather(3, held[2][:, :, None].expand(-1, -1, noise.shape[1], -1))[:, :, None]
+        tau = torch.tensor([float(case["tau_init"]) + (end - start) * float(case["tau_delta"])])
+        mask = method.step(entries, noise, tau).mask
+        held = taken(mask, *held, memory["score_of_entries"])
+        memory["score_of_entries"] = torch.nn.functional.pad(held[3], (0, 1))
+        seen = torch.zeros(k.shape[1], end, dtype=torch.long).scatter(1, held[2][0], 1)
+        masks.append(torch.nn.functional.pad(seen, (0, 1), value=1))
+        scores.append(torch.zeros(k.shape[1], end).scatter(1, held[2][0], held[3][0]))
+        held = [torch.cat((x, new[:, :, end : end + 1]), 2) for x, new in zip(held, (k, v, slot), strict=False)]
+    return {
+        "next_mask": _staged(masks, q.shape[2] + 1, -1),
+        "score": _staged(scores, q.shape[2], torch.nan),
+        "decode_out": torch.stack(outputs),
+    }
+
+
+ADAPTERS = {"a2sf": a2sf, "h2o": h2o, "keyformer": keyformer, "snapkv": snapkv}
 METHOD_OF_FOLDER = {"kvpress": "snapkv"}
 INPUTS = {
+    "a2sf": {"q", "k", "v"},
+    "keyformer": {"q", "k", "v", "noise_prefill", "noise_decode"},
     "h2o": {"q", "k", "v"},
     # What other methods of that library put out is left aside.
     "snapkv": {
