@@ -122,25 +122,33 @@ def test_equals_hiding_from_later_queries(name, attention, chain):
         assert all(p.place == "decoder cache" and p.tokens_after < p.tokens_before for p in places)
 
 
+TEXT = [
+    "snapkv:keep=12,window=4,text=true",
+    "h2o:keep=12,recent=0.5,queries=all,mean=true,text=true",
+    "keyformer:keep=12,recent=0.5,text=true",
+    "a2sf:keep=12,recent=0.5,text=true,decodes=true",
+]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", FAMILIES)
-def test_padding_and_beams(name):
+@pytest.mark.parametrize("method", [Toy(), Forgetful(), *TEXT], ids=lambda x: getattr(x, "name", x))
+def test_padding_and_beams(name, method):
     family = FAMILIES[name]
     rows = [family.row(5, IMAGE, 7, seed=1), family.row(9, seed=2), family.row(1, IMAGE, 2, IMAGE, 4, seed=4)]
     if VIDEO in family.kinds:
         rows.append(family.row(1, VIDEO, 2, IMAGE, 2, seed=6))
-    for method in (Toy(), Forgetful()):
-        with vtprune.applied(family.model(), method) as model:
-            tokens, logits, _ = answer(model, family.inputs(*rows), 5)
-            for i, row in enumerate(rows):
-                expected = answer(model, family.inputs(row), 5)
-                assert torch.equal(tokens[i], expected[0][0])
-                torch.testing.assert_close(logits[i], expected[1][0], **CLOSE)
-            some = [rows[0], family.row(2, IMAGE, 3, seed=3)]
-            settings = dict(num_beams=3, max_new_tokens=6, do_sample=False)
-            together = model.generate(**family.inputs(*some), **settings)[:, -6:]
-            for i, row in enumerate(some):
-                assert torch.equal(together[i], model.generate(**family.inputs(row), **settings)[0, -6:])
+    with vtprune.applied(family.model(), method) as model:
+        tokens, logits, _ = answer(model, family.inputs(*rows), 5)
+        for i, row in enumerate(rows):
+            expected = answer(model, family.inputs(row), 5)
+            assert torch.equal(tokens[i], expected[0][0])
+            torch.testing.assert_close(logits[i], expected[1][0], **CLOSE)
+        some = [rows[0], family.row(2, IMAGE, 3, seed=3)]
+        settings = dict(num_beams=3, max_new_tokens=6, do_sample=False)
+        together = model.generate(**family.inputs(*some), **settings)[:, -6:]
+        for i, row in enumerate(some):
+            assert torch.equal(together[i], model.generate(**family.inputs(row), **settings)[0, -6:])
 
 
 @torch.no_grad()

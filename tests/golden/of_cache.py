@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -144,6 +145,10 @@ def a2sf(case: Case) -> dict[str, Any]:
     return {"score": score, "kept_idx": slot, "attn_out": outputs_of(entries)}
 
 
+def _of_block(noise: Tensor, here: slice) -> Tensor:
+    return noise[:, :, :, here]
+
+
 def keyformer(case: Case) -> dict[str, Any]:
     q, k, v, start = case["q"], case["k"], case["v"], int(case["prefill_len"])
     percent, share = (round(float(case[f"{x}_pct"]), 6) / 100 for x in ("kv_cache", "recent"))
@@ -159,7 +164,7 @@ def keyformer(case: Case) -> dict[str, Any]:
         noise = case["noise_decode"][end - start - 1, :, None, :end] if first else case["noise_prefill"]
         noise = noise[None].gather(3, held[2][:, :, None].expand(-1, -1, noise.shape[1], -1))[:, :, None]
         tau = torch.tensor([float(case["tau_init"]) + (end - start) * float(case["tau_delta"])])
-        mask = method.step(entries, noise, tau).mask
+        mask = method.step(entries, functools.partial(_of_block, noise), tau).mask
         held = taken(mask, *held, memory["score_of_entries"])
         memory["score_of_entries"] = torch.nn.functional.pad(held[3], (0, 1))
         seen = torch.zeros(k.shape[1], end, dtype=torch.long).scatter(1, held[2][0], 1)

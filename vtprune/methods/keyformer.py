@@ -14,7 +14,8 @@ that leaves the recent ones become a key token, so that these stay as the prompt
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -46,10 +47,11 @@ class Keyformer(Method):
     recent: float = (
         0.0  # share in [0, 1] of these that is left to the most recent ones, rounded down; the paper's is 0.3
     )
-    tau: tuple[float, float] = (1.0, 2.0)  # temperature at the prompt and `tokens` later, above 0
-    tokens: int = 128  # length of an answer, over which the temperature changes
+    tau: float = 1.0  # temperature at the prompt, above 0
+    tau_end: float = 2.0  # temperature at the end of an answer, above 0
+    tokens: int = 128  # length of an answer, >= 1
     noise: bool = True  # whether logits get Gumbel noise
-    seed: int = 0  # of the noise, whole number >= 0
+    seed: int = 0  # of the noise, whole number from 0 to 2**31 - 1
     queries: Literal["closing", "all"] = "closing"  # whose attention counts: of the text behind the pictures, or of all
     frozen: bool = False  # with `text`: what leaves the recent ones is lost, as in the authors' code
     text: bool = False  # whether text may leave too, at every step
@@ -59,12 +61,10 @@ class Keyformer(Method):
         super().__post_init__()
         check_number("recent", self.recent, 0, 1)
         check_whole_numbers("tokens", self.tokens, 1)
-        check_whole_numbers("seed", self.seed, 0)
+        check_number("seed", check_whole_numbers("seed", self.seed, 0), 0, 2**31 - 1)
         check_choice("queries", self.queries, ("closing", "all"))
-        if len(self.tau) != 2:
-            raise ValueError(f"tau must be two numbers, got {self.tau!r}.")
-        for value in self.tau:
-            check_number("tau", value, 0, 1e6, above_low=True)
+        for name in ("tau", "tau_end"):
+            check_number(name, getattr(self, name), 0, 1e6, above_low=True)
         if self.frozen and not self.text:
             raise ValueError("frozen=True concerns text that leaves while decoding; use it with text=True.")
 
@@ -78,21 +78,21 @@ class Keyformer(Method):
         """Add up the noisy attention, and keep the key tokens and the most recent entries."""
         memory = entries.memory
         calls = memory.get("calls", torch.zeros(len(entries.valid), device=entries.valid.device))
-        noise = gumbel(entries, self.seed, calls) if self.noise else None
-        tau = self.tau[0] + calls * (self.tau[1] - self.tau[0]) / self.tokens
-        return self.step(entries, noise, tau)
+        noise = functools.partial(gumbel, entries, self.seed, calls) if self.noise else None
+        return self.step(entries, noise, self.tau + calls * (self.tau_end - self.tau) / self.tokens)
 
-    def step(self, entries: CacheEntries, noise: Tensor | None, tau: Tensor) -> Keep:
+    def step(self, entries: CacheEntries, noise: Callable[[slice], Tensor] | None, tau: Tensor) -> Keep:
         """One decision under a given noise.
 
         Args:
             entries: What a stage is shown.
-            noise: (rows, kv_heads, group, n, entries), added to the logits; None for none.
+            noise: What is added to the logits of a block of queries, (rows, kv_heads, group, queries, entries); None
+                for nothing.
             tau: (rows,), the temperature.
         """
 
         def noisy(logits: Tensor, here: slice) -> Tensor:
-            added = logits if noise is None else logits + noise[:, :, :, here]
+            added = logits if noise is None else logits + noise(here)
             return added / tau[:, None, None, None, None]
 
         score = accumulated(entries, adjust=noisy)
@@ -113,22 +113,25 @@ class Keyformer(Method):
         return Keep(mask)
 
 
-def gumbel(entries: CacheEntries, seed: int, calls: Tensor) -> Tensor:
-    """Gumbel noise that depends on a seed, the layer, the call, the head, and on query and entry, counted from the end.
+def gumbel(entries: CacheEntries, seed: int, calls: Tensor, here: slice) -> Tensor:
+    """Gumbel noise of a block of queries.
+
+    It depends on the seed, the layer, the call, the head, and on query and entry, both counted from the end.
 
     Args:
         entries: What a stage is shown.
         seed: Whole number.
         calls: (rows,), how often the stage has been called on this cache before.
+        here: Which queries.
 
     Returns:
-        float32, (rows, kv_heads, group, n, entries).
+        float32, (rows, kv_heads, group, queries, entries).
     """
     heads, group = entries.keys.shape[1], entries.queries.shape[1] // entries.keys.shape[1]
     device = entries.keys.device
     head = torch.arange(heads * group, device=device).view(1, heads, group, 1, 1)
     place = scrambled(scrambled(calls.long() * 4096 + entries.layer + (seed << 32))[:, None, None, None, None] + head)
-    query, entry = age(counted(entries)).to(device), age(entries.valid)
+    query, entry = age(counted(entries))[:, here].to(device), age(entries.valid)
     place = scrambled(scrambled(place + query[:, None, None, :, None]) + entry[:, None, None, None])
     uniform = ((place & 0xFFFFFF).float() + 0.5) / 2**24
     return -(-uniform.log()).log()
@@ -138,6 +141,6 @@ def scrambled(x: Tensor) -> Tensor:
     """A fixed pseudo-random function of whole numbers, to 40 bits."""
     x = x & ((1 << 62) - 1)
     for factor, shift in ((0x9E3779B1, 15), (0x85EBCA77, 13), (0xC2B2AE3D, 16)):
-        x = ((x ^ (x >> shift)) & 0xFFFFFFFFF) * factor  # below 2^36 times 2^32: 64 bits, wrapped
+        x = ((x ^ (x >> shift)) & 0xFFFFFFFFF) * factor  # may wrap
         x = (x ^ (x >> 29)) & ((1 << 62) - 1)
     return x & ((1 << 40) - 1)
