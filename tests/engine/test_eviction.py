@@ -12,12 +12,12 @@ from torch import Tensor
 import vtprune
 from tests.engine.conftest import EAGER
 from tests.families import FAMILIES, IMAGE, VIDEO
-from tests.reference import NEVER, bare_run, decisions, feeding, positions_of, whole
+from tests.reference import NEVER, Decisions, bare_run, decisions, feeding, positions_of, whole
 from vtprune.methods import Keep, Method, Place, Stage
 from vtprune.methods._entries import age, best
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
-KINDS = [(name, "sdpa") for name in FAMILIES] + [(name, "eager") for name in EAGER]
+KINDS = [(name, "sdpa") for name in FAMILIES] + [(name, "eager") for name in EAGER] + [("internvl", "vtprune")]
 
 
 def scattered(candidate: Tensor, layer: int) -> Tensor:
@@ -185,41 +185,39 @@ def test_further_turns(name):
 @pytest.mark.parametrize(("name", "attention"), KINDS)
 @pytest.mark.parametrize("text", [True, False])
 def test_evicting_at_every_step_equals_hiding(name, attention, text):
-    """Entries of text leave too, step by step; what a method remembers follows them."""
+    """Entries of text leave too, step by step and turn by turn; what a method remembers follows them."""
     family, new = FAMILIES[name], 6
     model = family.model(attention)
-    row = family.row(5, IMAGE, 7)
+    row, more, second = family.row(5, IMAGE, 7), family.row(4, seed=5), family.row(2, IMAGE, 3, seed=1)
     method = Forgetful(text=text)
     with vtprune.applied(model, method), feeding(model) as seen:
         tokens, logits, cache = answer(model, family.inputs(row), new)
-    conversation = row.then(tokens[0])
+        ends = [len(row.ids) + i for i in range(new)]
+        conversation = row.then(tokens[0, :-1], more, second)
+        positions = positions_of(model, family, conversation)
+        later = []
+        for turn in (more, second):
+            x = {k: v for k, v in family.inputs(turn).items() if k != "attention_mask"}
+            ends.append(ends[-1] + len(turn.ids))
+            here = positions[:, ends[-2] : ends[-1]]
+            given = here[:, None] if len(positions) > 1 else here
+            later.append(model(**x, past_key_values=cache, position_ids=given, use_cache=True).logits)
     length, evicted = len(conversation.ids), {}
     for layer, calls in method.log.items():
         since = torch.full((len(calls[0][0]), length), NEVER)
-        for call, kept in enumerate(calls):
-            end = len(row.ids) + call
+        for end, kept in zip(ends, calls, strict=True):
             for head, slots in enumerate(kept[0]):
                 gone = torch.isin(torch.arange(end), slots, invert=True) & (since[head, :end] == NEVER)
                 since[head, :end][gone] = end
         evicted[layer] = since
-        assert len(calls) == new
-        assert (since < NEVER).sum(1).tolist() == [length - 1 - cache.layers[layer].keys.shape[2]] * len(since)
+        assert (since < NEVER).sum(1).tolist() == [length - cache.layers[layer].keys.shape[2]] * len(since)
         assert not text or cache.layers[layer].keys.shape[2] == method.keep
-    ones = torch.ones(length, dtype=torch.bool)
-    decided = dataclasses.replace(decisions_of_nothing(length), entered=ones, evicted=evicted)
-    expected, _ = bare_run(
-        model,
-        whole(model, conversation, [(torch.arange(len(row.ids)), seen[0])]),
-        positions_of(model, family, conversation),
-        decided,
-    )
-    torch.testing.assert_close(logits, expected[:, -new - 1 : -1], **CLOSE)
-
-
-def decisions_of_nothing(length):
-    from tests.reference import Decisions
-
-    return Decisions(torch.ones(length, dtype=torch.bool), {}, torch.full((length,), -1), False)
+    everything = torch.ones(length, dtype=torch.bool)
+    decided = Decisions(everything, {}, torch.full((length,), -1), False, evicted=evicted)
+    parts = [(torch.arange(len(row.ids)), seen[0]), (torch.arange(ends[-2], ends[-1]), seen[-1])]
+    expected, _ = bare_run(model, whole(model, conversation, parts), positions, decided)
+    found = torch.cat((logits, *later), 1)
+    torch.testing.assert_close(found, expected[:, -found.shape[1] :], **CLOSE)
 
 
 @torch.no_grad()
