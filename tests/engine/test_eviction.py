@@ -244,6 +244,26 @@ def test_without_pictures_nothing_happens(method):
 
 
 @torch.no_grad()
+def test_report_says_it_once():
+    family = FAMILIES["llava-clip"]
+    with vtprune.applied(family.model(), ["fastv:layer=2,keep=0.5", "h2o:keep=0.25"]) as model:
+        model(**family.inputs(family.row(5, IMAGE, 7)))
+        said = str(vtprune.report(model)).splitlines()
+        assert said[1:4] == [
+            "  decoder cache 0 to 1: h2o, 36 -> 9",
+            "  decoder layer 2: fastv, 36 -> 18",
+            "  decoder cache 2 to 4: h2o, 18 -> 4",
+        ]
+        bytes_per_entry = 2 * 2 * 12 * 4
+        assert (
+            f"KV cache: {5 * 48 * bytes_per_entry / 1024:,.0f} -> {(2 * 21 + 3 * 16) * bytes_per_entry / 1024:,.0f}"
+            in said[5]
+        )
+        model(**family.inputs(family.row(5, IMAGE, 7)), use_cache=False)
+        assert "h2o removed nothing" in str(vtprune.report(model))
+
+
+@torch.no_grad()
 def test_what_is_shown():
     family = FAMILIES["qwen2_5_vl"]
     rows = [family.row(5, IMAGE, 7), family.row(2, IMAGE, 3, IMAGE, seed=3)]
