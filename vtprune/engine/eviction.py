@@ -38,6 +38,34 @@ class Evicted(Event):
     kept: Tensor
 
 
+class Shown(NamedTuple):
+    """The pictures of a call, on the slots that are there.
+
+    Attributes:
+        visual: Bool (rows, slots), newlines among them.
+        number: (rows, slots), number of the picture within its row; -1 on newlines, text and padding.
+        arrived: (rows, pictures), number of slots of each picture, newlines excepted.
+    """
+
+    visual: Tensor
+    number: Tensor
+    arrived: Tensor
+
+    @staticmethod
+    def of(step: DecoderStep) -> Shown | None:
+        """Look at the slots that are there now."""
+        picture = step.picture
+        if picture is None or step.layout is None:
+            return None
+        visual = picture >= 0
+        candidate = visual if step.newline is None else visual & ~step.newline
+        first = torch.tensor(step.layout.first, device=picture.device)[:, None]
+        number = torch.where(candidate, picture - first, -1)
+        arrived = number.new_zeros(len(number), step.layout.most + 1)
+        arrived = arrived.scatter_add(1, number + 1, torch.ones_like(number))[:, 1:]
+        return Shown(visual, number, arrived)
+
+
 class Ran(NamedTuple):
     """A layer whose attention has run.
 
@@ -46,16 +74,14 @@ class Ran(NamedTuple):
         hidden: (rows, slots, width), its normalised hidden states.
         rotation: Of all slots.
         slots: The slots that are there.
-        picture: (rows, slots), number of the slot's picture, -1 on text and padding; None in a call without pictures.
-        candidate: Bool (rows, slots), visual slots without newlines; None likewise.
+        shown: What pictures there are; None in a call without any.
     """
 
     layer: int
     hidden: Tensor
     rotation: Rotation
     slots: Slots
-    picture: Tensor | None
-    candidate: Tensor | None
+    shown: Shown | None
 
 
 class Eviction:
@@ -65,6 +91,7 @@ class Eviction:
         self.integration = integration
         self.step = step
         self.ran: Ran | None = None
+        self.shown: tuple[Slots, Shown | None] | None = None  # what was seen last
         self.rows: dict[tuple[Rows, tuple[int, ...]], Rows] = {}  # new histories, by the old one and what rows keep
 
     def acts(self, stage: ChainStage, layer: int) -> bool:
@@ -77,12 +104,11 @@ class Eviction:
 
     def attended(self, layer: int, hidden: Tensor, rotation: Rotation) -> None:
         """Remember what a layer's attention was given, until `run`."""
-        step = self.step
-        picture, candidate = step.picture, None
-        if picture is not None:
-            candidate = picture >= 0 if step.newline is None else (picture >= 0) & ~step.newline
+        slots = self.step.slots
+        if self.shown is None or self.shown[0] is not slots:
+            self.shown = slots, Shown.of(self.step)
         cos, sin = (x.expand(len(hidden), -1, -1) for x in rotation)
-        self.ran = Ran(layer, hidden.detach(), (cos, sin), step.slots, picture, candidate)
+        self.ran = Ran(layer, hidden.detach(), (cos, sin), slots, self.shown[1])
 
     def run(self, stage: ChainStage) -> None:
         """Show a stage the entries of the layer that ran, and let leave what it does not keep."""
@@ -96,20 +122,18 @@ class Eviction:
         valid = step.rows[ran.layer].valid
         there = held.keys.new_ones(held.keys.shape[0], held.keys.shape[2], dtype=torch.bool)
         there = there if valid is None else valid.to(device)
-        none = there.new_zeros(len(there), ran.slots.width)
-        visual = none if ran.candidate is None else ran.candidate.to(device)
-        new = visual if not stage.stage.text else there[:, past:]
         picture = torch.full_like(there, -1, dtype=torch.long)
-        if ran.picture is not None and step.layout is not None:
-            first = torch.tensor(step.layout.first, device=device)[:, None]
-            picture[:, past:] = torch.where(visual, ran.picture.to(device) - first, -1)
+        if ran.shown is not None:
+            picture[:, past:] = ran.shown.number.to(device)
+        visual = picture[:, past:] >= 0
+        new = visual if not stage.stage.text else there[:, past:]
         record = self._record(held, stage, new, visual.any(1), there[:, :past] & stage.stage.text)
         if record is None:
             new = new & visual.any(1, keepdim=True)  # prompts without pictures are left alone
             candidate = nn.functional.pad(new, (past, 0))[:, None].expand(-1, heads, -1)
             arrived = new.sum(1, keepdim=True)
-            if step.layout is not None and not stage.stage.text:
-                arrived = torch.stack([(picture == i).sum(1) for i in range(step.layout.most)], 1)
+            if ran.shown is not None and not stage.stage.text:
+                arrived = ran.shown.arrived.to(device)
         else:
             candidate, arrived = record.candidate & there[:, None], record.arrived[:, None]
         index, counted = self._queries(stage, ran)
@@ -136,20 +160,21 @@ class Eviction:
         if not isinstance(decision, Keep) or decision.mix is not None:
             raise TypeError(f"{stage.method}: a stage at the cache must return a plain Keep, got {decision!r}.")
         keep = (decision.mask.to(device) | ~candidate) & there[:, None]
-        if ran.picture is not None:
-            kept, shown = keep[:, :, past:], (ran.picture >= 0).to(device)
+        if ran.shown is not None:
+            kept, shown = keep[:, :, past:], ran.shown.visual.to(device)
             step.events.append(Evicted(stage, ran.layer, [shown], [shown & kept[:, 0]], kept))
         self._evict(stage, ran.layer, keep, there)
 
     def _queries(self, stage: ChainStage, ran: Ran) -> tuple[Tensor, Tensor | None]:
         """Slots of the queries that a stage asks for, (rows, n), and which of them count, None for all."""
-        slots, picture, device = ran.slots, ran.picture, ran.hidden.device
-        if picture is None or "all_queries" in stage.signals:
+        slots, device = ran.slots, ran.hidden.device
+        if ran.shown is None or "all_queries" in stage.signals:
             return torch.arange(slots.width, device=device).expand(len(ran.hidden), -1), slots.valid
-        there = torch.ones_like(picture, dtype=torch.bool) if slots.valid is None else slots.valid
-        last, _ = query_rows("last_query", picture, slots.valid)
-        ahead = (picture >= 0).flip(1).long().cumsum(1).flip(1)  # visual slots from here on
-        closing = (there & (ahead == 0) & (picture >= 0).any(1, keepdim=True)).scatter(1, last, True)
+        visual = ran.shown.visual
+        there = torch.ones_like(visual) if slots.valid is None else slots.valid
+        last, _ = query_rows("last_query", visual.long(), slots.valid)
+        ahead = visual.flip(1).long().cumsum(1).flip(1)  # visual slots from here on
+        closing = (there & (ahead == 0) & visual.any(1, keepdim=True)).scatter(1, last, True)
         rows, counted = compact_index(closing)
         return rows.to(device), counted
 
