@@ -250,8 +250,8 @@ def test_report_says_it_once():
         model(**family.inputs(family.row(5, IMAGE, 7)))
         said = str(vtprune.report(model)).splitlines()
         assert said[1:4] == [
-            "  decoder cache 0 to 1: h2o, 36 -> 9",
             "  decoder layer 2: fastv, 36 -> 18",
+            "  decoder cache 0 to 1: h2o, 36 -> 9",
             "  decoder cache 2 to 4: h2o, 18 -> 4",
         ]
         bytes_per_entry = 2 * 2 * 12 * 4
