@@ -12,7 +12,10 @@ from torch import Tensor
 
 import vtprune
 from tests.families import Family, Row
+from vtprune.engine.eviction import Evicted
 from vtprune.methods.base import Place
+
+NEVER = 10**9
 
 
 @dataclasses.dataclass
@@ -25,6 +28,7 @@ class Decisions:
     compact_door: bool
     compact_cuts: bool = False
     owner: Tensor | None = None  # (slots,), the slot whose hidden state each slot shares
+    evicted: dict[int, Tensor] = dataclasses.field(default_factory=dict)  # layer -> (kv_heads, slots), see `bare_run`
 
     def extend(self, *more: Decisions | int) -> Decisions:
         """The decisions for a longer prompt: numbers stand for so many text tokens, all kept."""
@@ -43,6 +47,13 @@ class Decisions:
             if owner is not None:
                 alone = torch.arange(n) if later.owner is None else later.owner
                 owner = torch.cat((owner, alone + len(owner)))
+            evicted = {}
+            for i in set(made.evicted) | set(later.evicted):
+                heads = len(made.evicted.get(i, later.evicted.get(i)))
+                before = made.evicted.get(i, torch.full((heads, len(made.entered)), NEVER))
+                behind = later.evicted.get(i, torch.full((heads, n), NEVER)) + len(made.entered)
+                evicted[i] = torch.cat((before, behind), 1)
+            made = dataclasses.replace(made, evicted=evicted)
             made = dataclasses.replace(
                 made, entered=torch.cat((made.entered, later.entered)), cuts=cuts, picture=picture, owner=owner
             )
@@ -105,7 +116,8 @@ def decisions(model: Any, row: Row, number: int = 0) -> Decisions:
     assert torch.equal(list(cuts.values())[-1] if cuts else entered, kept), "the report names what the last cut left"
     compact_cuts = any(s.positions == "compact" for s in chain.decoder_stages)
     sharing = owner if chain.shares else None
-    return Decisions(entered, cuts, picture, chain.door_positions == "compact", compact_cuts, sharing)
+    evicted = _evicted(vtprune.api._engines[model].latest.events, entered, cuts, number)
+    return Decisions(entered, cuts, picture, chain.door_positions == "compact", compact_cuts, sharing, evicted)
 
 
 def _cuts(events: Any, entered: Tensor, number: int) -> dict[int, Tensor]:
@@ -119,6 +131,23 @@ def _cuts(events: Any, entered: Tensor, number: int) -> dict[int, Tensor]:
                 left = left[stays]
                 cuts[event.layer] = torch.isin(torch.arange(len(entered)), left)
     return cuts
+
+
+def _evicted(events: Any, entered: Tensor, cuts: dict[int, Tensor], number: int) -> dict[int, Tensor]:
+    """From which slot on the queries of a layer no longer see a slot: layer -> (kv_heads, slots)."""
+    found = {}
+    for event in events:
+        if isinstance(event, Evicted):
+            left = entered.clone()
+            for layer, stays in cuts.items():
+                if layer <= event.layer:
+                    left &= stays
+            slots = left.nonzero().squeeze(1)
+            kept = event.kept[number, :, -len(slots) :]  # rows are aligned at their ends
+            since = torch.full((len(kept), len(entered)), NEVER)
+            since[:, slots] = torch.where(kept, NEVER, len(entered))
+            found[event.layer] = since
+    return found
 
 
 def positions_of(model: Any, family: Family, row: Row) -> Tensor:
@@ -220,6 +249,9 @@ def bare_run(
         mask = torch.ones(length, length, dtype=torch.bool).tril() & ~hidden_from[None, :]
         mask = mask | torch.eye(length, dtype=torch.bool)  # hidden slots still see themselves, nobody looks at them
         mask = mask[None, None]
+        if decided is not None and i in decided.evicted:  # head by head, from queries behind the prompt that it is of
+            since = decided.evicted[i][:, slots].repeat_interleave(layer.self_attn.num_key_value_groups, 0)
+            mask = mask & (slots[:, None] < since[:, None])[None]
         if language_model.config._attn_implementation == "eager":
             mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(hidden.dtype).min)
         at = positions[:, slots]

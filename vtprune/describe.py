@@ -45,8 +45,11 @@ ALWAYS_THERE = {
     Place.ENCODER_LAYER: "keys, queries and residual stream of the block",
     Place.ENCODER_OUTPUT: "features at the encoder's output",
     Place.DECODER_LAYER: "nothing",
+    Place.CACHE: "keys and values of the decoder layer",
 }
 WORDS = {
+    "all_queries": "queries of all tokens in the decoder layer",
+    "closing_queries": "queries of the text after the pictures in the decoder layer",
     "encoder_attention": "attention from [CLS] in the encoder's last used block",
     "hidden": "hidden states that enter the decoder layer",
     "last_query": "attention of the last prompt token in the decoder layer before",

@@ -78,7 +78,8 @@ class Report:
     after the prefill (`before`: the same cache, had nothing been removed) and None where the run used no cache.
 
     Merged tokens that stay on their slots and share a hidden state count as tokens, since attention and cache hold
-    them; `prefill_flops_after` knows what is computed once, and a note says how many states there are.
+    them; `prefill_flops_after` knows what is computed once, and a note says how many states there are. Tokens that
+    leave only the cache count as kept: `places` and the KV bytes tell of them.
     """
 
     methods: tuple[str, ...]
@@ -99,8 +100,10 @@ class Report:
     def __str__(self) -> str:
         """A few lines for people."""
         lines = [f"{' + '.join(self.methods)}: {self.visual_tokens_before} -> {self.visual_tokens_after} visual tokens"]
-        for place in self.places:
-            where = place.place if place.layer is None else f"{place.place} {place.layer}"
+        for places in self._runs():
+            place, first, last = places[0], places[0].layer, places[-1].layer
+            where = place.place if first is None else f"{place.place} {first}"
+            where += "" if first == last else f" to {last}"
             note = f" ({place.note})" if place.note else ""
             lines.append(f"  {where}: {place.method}, {place.tokens_before} -> {place.tokens_after}{note}")
         before, after = self.prefill_flops_before, self.prefill_flops_after
@@ -111,3 +114,15 @@ class Report:
                 f"  KV cache: {self.kv_bytes_before / 1024:,.0f} -> {self.kv_bytes_after / 1024:,.0f} KiB ({share:.0%})"
             )
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def _runs(self) -> list[list[PlaceReport]]:
+        """Places one by one, but layers that follow one another and say the same together."""
+        runs: list[list[PlaceReport]] = []
+        for place in self.places:
+            last = runs[-1][-1] if runs else None
+            follows = last is not None and last.layer is not None and place.layer == last.layer + 1
+            if last is not None and follows and dataclasses.replace(last, layer=place.layer) == place:
+                runs[-1].append(place)
+            else:
+                runs.append([place])
+        return runs

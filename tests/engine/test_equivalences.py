@@ -53,7 +53,7 @@ def test_prefill_equals_the_bare_model(model, family, variant):
         if decided.owner is not None:  # tokens share hidden states
             assert report.visual_tokens_after == report.visual_tokens_before
             assert equal_only or len(decided.owner.unique()) < len(slots)
-        elif not equal_only and not left_alone:
+        elif not equal_only and not left_alone and get_method(variant[0]).places != (Place.CACHE,):
             assert report.visual_tokens_after < report.visual_tokens_before
 
 

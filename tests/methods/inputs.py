@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtprune.engine.merging import Running
-from vtprune.methods import Cells, EncoderTokens, Group, Keep, ModelInfo, Pictures, VisualTokens
+from vtprune.methods import CacheEntries, Cells, EncoderTokens, Group, Keep, ModelInfo, Pictures, VisualTokens
 from vtprune.methods._inputs import Module
 from vtprune.methods.base import EncoderSignal, QueriesKeys, TextRows
 
@@ -159,4 +159,39 @@ def visual_tokens(
         text,
         torch.ones(rows, 3, dtype=torch.bool),
         noted,
+    )
+
+
+def cache_entries(
+    rows: list[tuple[int, int, int]], *, text: bool = False, alone: int | None = None, seed: int = 0
+) -> CacheEntries:
+    """What a layer holds of prompts of so much text, so many visual tokens, and text; one of them alone on demand.
+
+    With `text`, all of a prompt are candidates. Eight heads in two groups, all queries, padding first.
+    """
+    g = torch.Generator().manual_seed(seed)
+    longest = max(map(sum, rows))
+    queries = torch.randn(len(rows), 8, longest, 4, generator=g)
+    keys, values = (torch.randn(len(rows), 2, longest, 4, generator=g) for _ in range(2))
+    valid = torch.stack([torch.arange(longest) >= longest - sum(row) for row in rows])
+    starts = torch.tensor([longest - row[1] - row[2] for row in rows])[:, None]
+    ends = torch.tensor([longest - row[2] for row in rows])[:, None]
+    visual = (torch.arange(longest) >= starts) & (torch.arange(longest) < ends)
+    new = valid if text else visual
+    at = torch.arange(longest).expand(len(rows), -1)
+    found = slice(None) if alone is None else slice(alone, alone + 1)
+    last = slice(0 if alone is None else longest - sum(rows[alone]), None)
+    return CacheEntries(
+        layer=3,
+        queries=queries[found, :, last],
+        query_at=at[found, : at[:, last].shape[1]],
+        query_valid=valid[found, last],
+        keys=keys[found, :, last],
+        values=values[found, :, last],
+        scale=0.5,
+        valid=valid[found, last],
+        candidate=new[found, None, last].expand(-1, 2, -1),
+        picture=(visual.long() - 1)[found, last],
+        arrived=new.sum(1, keepdim=True)[found],
+        memory={},
     )

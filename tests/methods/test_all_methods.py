@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.methods.inputs import INFO, encoder_tokens, followed, one_of, pictures, row, visual_tokens
+from tests.methods.inputs import INFO, cache_entries, encoder_tokens, followed, one_of, pictures, row, visual_tokens
 from vtprune.budget import token_count
 from vtprune.engine.merging import Running
 from vtprune.methods import Group, Keep, ModelInfo, Place, Replace, Stage, build_method, get_method, method_names
@@ -29,8 +29,10 @@ SIGNALS = {
         "hidden",
         "text",
     },
+    Place.CACHE: {"closing_queries", "all_queries"},
 }
 BEHIND = {"last_query", "text_queries", "text_rows", "queries_keys"}  # of the layer before; the first has none
+WITH_POSITIONS = [n for n in METHODS if any(f.name == "positions" for f in dataclasses.fields(get_method(n)))]  # type: ignore[arg-type]
 
 
 def acting(place: Place, names: list[str] = METHODS) -> list[str]:
@@ -49,7 +51,7 @@ def attention(rows: int = 3, tokens: int = 20) -> Tensor:
 def test_describes_itself(name: str) -> None:
     cls = get_method(name)
     method = build_method(name, {})
-    assert cls.kind in {"pruning", "merging", "frequency", "exit", "baseline"}
+    assert cls.kind in {"pruning", "merging", "frequency", "exit", "cache", "baseline"}
     assert cls.paper or cls.kind in {"baseline", "exit"}
     assert cls.__module__.rpartition(".")[2] == name
     found = method.stages(INFO)
@@ -63,7 +65,8 @@ def test_describes_itself(name: str) -> None:
         of_blocks = {x for x in stage.signals if isinstance(x, EncoderSignal)}
         assert stage.signals - of_blocks <= SIGNALS[stage.place]
         assert not of_blocks or stage.place is Place.ENCODER_OUTPUT
-        last = {Place.ENCODER_LAYER: INFO.encoder_layers, Place.DECODER_LAYER: INFO.decoder_layers}.get(stage.place, 0)
+        decoder = dict.fromkeys((Place.DECODER_LAYER, Place.CACHE), INFO.decoder_layers)
+        last = {Place.ENCODER_LAYER: INFO.encoder_layers, **decoder}.get(stage.place, 0)
         assert all(0 <= layer < last for layer in stage.layers)
         assert bool(stage.layers) == (stage.place is not Place.ENCODER_OUTPUT)
         assert stage.place is not Place.DECODER_LAYER or 0 not in stage.layers or not stage.signals & BEHIND
@@ -73,7 +76,11 @@ def test_describes_itself(name: str) -> None:
         method.positions = "original"  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", METHODS)
+def test_only_a_method_that_evicts_from_the_cache_has_no_position_rule() -> None:
+    assert {n for n in METHODS if get_method(n).places == (Place.CACHE,)} == set(METHODS) - set(WITH_POSITIONS)
+
+
+@pytest.mark.parametrize("name", WITH_POSITIONS)
 @pytest.mark.parametrize("positions", ["original", "compact"])
 def test_position_rule_reaches_the_stages(name: str, positions: str) -> None:
     assert {s.positions for s in build_method(name, {"positions": positions}).stages(INFO)} == {positions}
@@ -98,7 +105,7 @@ def test_refuses_bad_budgets(name: str, keep: object, error: type[Exception]) ->
         build_method(name, {"keep": keep})
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", WITH_POSITIONS)
 def test_refuses_unknown_positions(name: str) -> None:
     with pytest.raises(ValueError, match="positions must be 'auto', 'original' or 'compact', got 'dense'"):
         build_method(name, {"positions": "dense"})
@@ -247,3 +254,29 @@ def test_decoder_layers_keep_all(name: str) -> None:
     tokens = visual_tokens(attention(), [[12, 5], [9, 0], [0, 0]], stage.layers[0])
     decision = stage.decide(tokens)
     assert decision is None or torch.equal(decision.mask, tokens.valid)
+
+
+WHOLE = 1.0  # not 1, which is one token
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("name", acting(Place.CACHE, WITH_KEEP))
+@pytest.mark.parametrize("keep", [1, 5, 0.3, WHOLE])
+def test_cache(name: str, keep: float, text: bool) -> None:
+    """Every head keeps as many as allowed, only candidates leave, and a batch equals its rows alone."""
+    rows = [(2, 12, 5), (9, 0, 3), (0, 6, 0)]  # text, visual tokens, text
+    for stage in stages(name, Place.CACHE, keep=keep, **({"text": True} if text else {})):
+        batch = cache_entries(rows, text=text)
+        mask = stage.decide(batch).mask
+        assert mask.dtype == torch.bool
+        assert mask.shape == batch.candidate.shape
+        kept = (mask & batch.candidate).sum(2)
+        wanted = batch.counts(keep)[:, None].expand_as(kept)
+        assert torch.equal(kept, wanted) or (text and kept.ge(wanted).all() and kept.eq(kept[:, :1]).all())
+        assert not (mask & ~batch.candidate & batch.valid[:, None]).any()
+        assert torch.equal(mask, stage.decide(dataclasses.replace(batch, memory={})).mask)
+        for i, lengths in enumerate(rows):
+            if sum(lengths):
+                one = stage.decide(cache_entries(rows, text=text, alone=i)).mask
+                assert torch.equal(mask[i : i + 1, :, -one.shape[2] :], one)
+        assert keep is not WHOLE or torch.equal(mask & batch.candidate, batch.candidate)

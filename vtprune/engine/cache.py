@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtprune.compat import Cache, DynamicCache, DynamicLayer
 
@@ -78,6 +79,68 @@ class Rows:
             self.valid = self.valid[:, : self.valid.shape[1] - tokens]
 
 
+class Record:
+    """What stages that evict at later calls too know of a layer's entries; it follows them wherever they go.
+
+    Attributes:
+        candidate: Bool (rows, kv_heads, entries), what may leave.
+        arrived: (rows,), how many candidates the prompts of a row have brought in; 0 before its first picture.
+        memory: Per method its own tensors by name: (rows, kv_heads, entries) where a name ends with "_of_entries",
+            which get zeros for new entries; all others have rows first.
+    """
+
+    def __init__(self, candidate: Tensor, arrived: Tensor) -> None:
+        self.candidate = candidate
+        self.arrived = arrived
+        self.memory: dict[str, dict[str, Tensor]] = {}
+
+    def _update(self, each: Callable[[Tensor], Tensor], entries_only: bool = False) -> None:
+        self.candidate = each(self.candidate)
+        if not entries_only:
+            self.arrived = each(self.arrived)
+        for memory in self.memory.values():
+            for name, x in memory.items():
+                if not entries_only or name.endswith("_of_entries"):
+                    memory[name] = each(x)
+
+    def extend(self, new: Tensor, pictures: Tensor, earlier: Tensor) -> None:
+        """Append the entries of a call.
+
+        Args:
+            new: Bool (rows, slots), its candidates.
+            pictures: Bool (rows,), which rows got pictures in it.
+            earlier: Bool (rows, entries before), which of these the first pictures of a row make candidates, too.
+        """
+        first = pictures & (self.arrived == 0)
+        self._update(lambda x: nn.functional.pad(x, (0, new.shape[1])), entries_only=True)
+        past = self.candidate.shape[2] - new.shape[1]
+        active = (first | (self.arrived > 0))[:, None]
+        self.candidate[:, :, past:] = (new & active)[:, None]
+        since = earlier & first[:, None]
+        self.candidate[:, :, :past] |= since[:, None]
+        self.arrived = self.arrived + since.sum(1)
+        if new.shape[1] > 1:  # a prompt, not a decoded token
+            self.arrived = self.arrived + (new & active).sum(1)
+
+    def take(self, index: Tensor, valid: Tensor | None) -> None:
+        """Keep these entries, (rows, kv_heads, entries left); the rest is padding where `valid` is False."""
+        self._update(lambda x: x.gather(2, index), entries_only=True)
+        if valid is not None:
+            self._update(lambda x: x.masked_fill(~valid, 0), entries_only=True)
+
+    def select(self, index: Tensor) -> None:
+        """Take these rows of the batch."""
+        self._update(lambda x: x[index.to(x.device)])
+
+    def repeat(self, times: int) -> None:
+        """Repeat every row."""
+        self._update(lambda x: x.repeat_interleave(times, dim=0))
+
+    def crop(self, tokens: int) -> None:
+        """Forget the last `tokens` entries."""
+        self._update(lambda x: x[:, :, : x.shape[2] - tokens], entries_only=True)
+
+
 class VisualCacheLayer(DynamicLayer):
     """A `DynamicLayer` that answers with its logical length, and whose padding follows its rows."""
 
@@ -85,6 +148,7 @@ class VisualCacheLayer(DynamicLayer):
         super().__init__()
         self.index = index
         self.rows = rows
+        self.record: Record | None = None
 
     @property
     def leads(self) -> bool:
@@ -103,16 +167,22 @@ class VisualCacheLayer(DynamicLayer):
         super().reorder_cache(beam_idx)
         if self.leads:
             self.rows.select(beam_idx)
+        if self.record is not None:
+            self.record.select(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         if self.leads:
             self.rows.select(indices)
+        if self.record is not None:
+            self.record.select(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
         if self.leads:
             self.rows.repeat(repeats)
+        if self.record is not None:
+            self.record.repeat(repeats)
 
     def crop(self, tokens_to_remove: int) -> None:
         tokens = abs(tokens_to_remove)
@@ -124,11 +194,14 @@ class VisualCacheLayer(DynamicLayer):
         super().crop(tokens_to_remove)
         if self.leads:
             self.rows.crop(tokens)
+        if self.record is not None:
+            self.record.crop(tokens)
 
     def reset(self) -> None:
         self.keys = self.values = None
         self.is_initialized = False
         self.rows = Rows(self.index)
+        self.record = None
 
 
 class PhysicalCache(Cache):

@@ -96,6 +96,7 @@ SIGNALS = {
     Place.ENCODER_LAYER: frozenset({"values"}),
     Place.ENCODER_OUTPUT: frozenset({"encoder_attention", "pixel_steps", "projected", "text"}),
     Place.DECODER_LAYER: frozenset({*BEHIND, *AHEAD, "queries_keys", "text_rows", "hidden", "text"}),
+    Place.CACHE: frozenset({"closing_queries", "all_queries"}),
 }
 
 
@@ -147,6 +148,7 @@ class Chain:
         self.encoder_layer_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_LAYER]
         self.encoder_output_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_OUTPUT]
         self.decoder_stages = [s for s in self.stages if s.stage.place is Place.DECODER_LAYER]
+        self.cache_stages = [s for s in self.stages if s.stage.place is Place.CACHE]
         before = [
             s for s in self.encoder_output_stages if s.stage.needs_grid and integration.grid_stages == "projector"
         ]
@@ -164,6 +166,12 @@ class Chain:
         self.compares_pixels = "pixel_steps" in asked
         self.weighs_keys = any(s.stage.proportional for s in self.encoder_layer_stages)
         self.biases_keys = self.weighs_keys or any(s.stage.ragged for s in self.encoder_layer_stages)
+        for layer in range(len(integration.decoder_layers)):
+            evicting = [s.method for s in self.cache_stages if layer in s.layers]
+            if len(evicting) > 1:
+                raise ValueError(
+                    f"{evicting[0]} and {evicting[1]} both evict from the cache of layer {layer}; use one of the two."
+                )
         ragged = [s for s in self.encoder_layer_stages if s.stage.ragged]
         even = [s for s in self.encoder_layer_stages if not s.stage.ragged]
         if ragged and even:
@@ -265,7 +273,10 @@ class Chain:
             raise ValueError(f"{stage.method} needs attention from the layer before, so it cannot act at layer 0.")
         for observation in stage.stage.observations:
             self._check_observation(stage, observation, integration)
-        if stage.stage.shares and (stage.stage.place is Place.DECODER_LAYER or stage.stage.prunes):
+        if (stage.stage.text or stage.stage.decodes) and stage.stage.place is not Place.CACHE:
+            raise TypeError(f"{stage.method}: only a stage at the cache can evict text, or act while decoding.")
+        late = stage.stage.place in (Place.DECODER_LAYER, Place.CACHE)
+        if stage.stage.shares and (late or stage.stage.prunes):
             raise ValueError(f"{stage.method}: only tokens that merge before the language model can share a state.")
         if stage.stage.place is Place.ENCODER_INPUT and not integration.any_size:
             raise ValueError(

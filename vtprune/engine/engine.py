@@ -21,6 +21,7 @@ from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.deepstack import DeepStackRows
 from vtprune.engine.encoder import EncoderRun
+from vtprune.engine.eviction import EvictionHooks
 from vtprune.engine.graphs import OutsideGraphs
 from vtprune.engine.layout import VisualLayout, lay_out
 from vtprune.engine.logits import keep_logits, surviving_labels
@@ -95,6 +96,7 @@ class Engine:
             if self.chain.skipping is not None and i in self.chain.skipping.stage.skips:
                 # First of all hooks, so that a captured hidden state is the whole one.
                 self._after(layer, self._behind_decoder_layer, prepend=True)
+        EvictionHooks(integration, self.chain, lambda: self.local.step).attach(self._before, self._after)
         if self.chain.shares:
             SharingHooks(integration, self._sharing).attach(self._before, self._after)
         blocks = BlockHooks(integration, self.chain, lambda: self.local.encoding)

@@ -33,7 +33,8 @@ class Prefill:
         self.layout: VisualLayout = dataclasses.replace(step.layout, pictures=pictures)
         self.runs: list[EncoderRun] = list(light.values())
         self.selected: list[Selected] = [dataclasses.replace(one, levels=None) for one in step.selected]
-        self.events = [*(event for run in self.runs for event in run.events), *step.events]
+        events = [*(event for run in self.runs for event in run.events), *step.events]
+        self.events = sorted(events, key=lambda event: event.stage.stage.place is Place.CACHE)
         self.slots = step.slots
         self.batch = step.batch
         self.lengths = step.lengths

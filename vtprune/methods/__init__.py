@@ -1,6 +1,7 @@
 """All methods, one idea per file. `vtprune.methods.<name>` holds the method `<name>` and its pure functions."""
 
 from vtprune.methods.base import (
+    CacheEntries,
     Cells,
     EncoderTokens,
     Group,
@@ -23,6 +24,7 @@ from vtprune.methods.base import (
 from vtprune.methods.registry import build_method, get_method, method_names, register
 
 __all__ = [
+    "CacheEntries",
     "Cells",
     "EncoderTokens",
     "Group",

@@ -244,3 +244,46 @@ class VisualTokens:
     def counts(self, keep: Budget) -> Tensor:
         """(rows,): how many visual tokens `keep` allows, summed over the row's pictures."""
         return token_counts(keep, self.arrived).sum(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheEntries:
+    """What a stage at the cache sees: all that a decoder layer holds once its attention has run.
+
+    An entry is a slot whose key and value the layer holds, in the order of the prompt; of heads that have kept
+    different ones, the n-th entries are different slots. All heads of a row must keep equally many.
+
+    Args:
+        layer: Index of the decoder layer.
+        queries: (rows, heads, n, head_dim), rotated queries of the slots asked for; in later calls of all of its slots.
+        query_at: (rows, n), which entry each of these slots is.
+        query_valid: bool, (rows, n), False on padding; None without.
+        keys: (rows, kv_heads, entries, head_dim), rotated at the positions that they had at first.
+        values: (rows, kv_heads, entries, value_dim).
+        scale: Factor on the products of queries and keys.
+        valid: bool, (rows, entries), False on padding.
+        candidate: bool, (rows, kv_heads, entries), what may leave: the visual tokens of this call, newlines excepted;
+            with `Stage(text=True)` all of its tokens, with `Stage(decodes=True)` those of earlier calls too.
+        picture: (rows, entries), number of the picture within its row, for visual tokens of this call; else -1.
+        arrived: (rows, groups), how many candidates came, by what has a budget of its own: the pictures; or one group,
+            if text may leave or earlier calls count, decoded tokens excepted.
+        memory: With `Stage(decodes=True)`, tensors that live as long as the cache and follow its rows; under names that
+            end with "_of_entries" (rows, kv_heads, entries), which follow the entries and get zeros for new ones.
+    """
+
+    layer: int
+    queries: Tensor
+    query_at: Tensor
+    query_valid: Tensor | None
+    keys: Tensor
+    values: Tensor
+    scale: float
+    valid: Tensor
+    candidate: Tensor
+    picture: Tensor
+    arrived: Tensor
+    memory: dict[str, Tensor]
+
+    def counts(self, keep: Budget) -> Tensor:
+        """(rows,): how many candidates `keep` allows, summed over what has a budget of its own."""
+        return token_counts(keep, self.arrived).sum(1)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 from vtprune.budget import Budget, check_keep
 from vtprune.methods._decisions import Group, Keep, Replace, Resize
 from vtprune.methods._inputs import (
+    CacheEntries,
     Cells,
     EncoderSignal,
     EncoderTokens,
@@ -27,6 +28,7 @@ from vtprune.methods._inputs import (
 from vtprune.methods._tiles import Tiles
 
 __all__ = [
+    "CacheEntries",
     "Cells",
     "Decide",
     "EncoderSignal",
@@ -62,6 +64,7 @@ class Place(StrEnum):
     ENCODER_LAYER = "encoder layer"
     ENCODER_OUTPUT = "encoder output"
     DECODER_LAYER = "decoder layer"
+    CACHE = "decoder cache"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +121,15 @@ class Stage:
 
     Args:
         place: Where it acts.
-        decide: Pure function from `Pixels`, `EncoderTokens`, `Pictures` or `VisualTokens` to a decision; None changes
-            nothing.
-        layers: The encoder or decoder layers at which it acts. A decoder stage acts on the input of the layer.
+        decide: Pure function from `Pixels`, `EncoderTokens`, `Pictures`, `VisualTokens` or `CacheEntries` to a
+            decision; None changes nothing.
+        layers: The encoder or decoder layers at which it acts. A decoder stage acts on the input of the layer, a stage
+            at the cache on what the layer holds once its attention has run.
         signals: Of "values" (encoder layer); "encoder_attention", "pixel_steps", "projected", "text" and any
             `EncoderSignal` (encoder output); "hidden", "queries_keys", and "last_query" or "text_queries" (decoder
             layer; the latter two: attention of the last prompt token, or of all text tokens after the first visual
-            one).
+            one); "closing_queries" or "all_queries" (cache: whose queries are shown, those of all text after the last
+            visual token, or of the last token where there is none, or everyone's).
         positions: Position ids after a removal: "original", "compact" (dense), or "auto": dense ones on LLaVA-1.5 and
             LLaVA-NeXT, as in the authors' code, and original ones on all other families, as in ports to Qwen-VL.
         proportional: Encoder layers only: weigh each key by its size (adds log(size) to its attention logits).
@@ -146,6 +151,8 @@ class Stage:
         budget: With scope "tile", the budget that `decide` asks for by `Pictures.count`: a number of tokens per
             picture is shared out among tiles and frames in proportion, to the token.
         observations: Decoder layers only: what to note of layers before; a method notes each part of a layer once.
+        text: Cache only: text may be evicted too, in prompts with pictures.
+        decodes: Cache only: it acts in all later calls too, at every decoded token; else once, on new pictures.
     """
 
     place: Place
@@ -166,13 +173,15 @@ class Stage:
     scope: Scope = "picture"
     budget: Budget | None = None
     observations: tuple[Observation, ...] = ()
+    text: bool = False
+    decodes: bool = False
 
 
 class Method:
     """Base of all methods. A subclass is a frozen dataclass of parameters, registered with `@register(name)`.
 
-    Class attributes describe it: `kind` (pruning, merging, frequency, exit, baseline), `paper` (title, arXiv id),
-    `cost` (leading terms of its operations on one picture, in the letters of docs/methods.md), `needs_text`,
+    Class attributes describe it: `kind` (pruning, merging, frequency, exit, cache, baseline), `paper` (title, arXiv
+    id), `cost` (leading terms of its operations on one picture, in the letters of docs/methods.md), `needs_text`,
     `needs_training`, and `positions`, the default position rule; `needs_video` if it leaves pictures as they are,
     `adaptive` if the number of tokens follows from what they show and meets `keep` only roughly.
     """

@@ -63,7 +63,7 @@ class MustDrop(Method):
     """
 
     kind = "merging"
-    places = (Place.ENCODER_LAYER, Place.ENCODER_OUTPUT, Place.DECODER_LAYER)
+    places = (Place.ENCODER_LAYER, Place.ENCODER_OUTPUT)
     paper = "MustDrop, arXiv 2411.10803"
     cost = "N C; in the decoder, T N C per cut for T tokens of text"
     adaptive = True

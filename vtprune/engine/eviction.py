@@ -1,0 +1,289 @@
+"""Stages at the cache: what they decide leaves the keys and values of a decoder layer, once its attention has run.
+
+A layer's own attention, and with it the prefill, sees everything; later calls see what is left. An entry of the cache
+is a slot whose key and value the layer holds. Every key-value head may keep other entries, but in one row all heads of
+a layer keep equally many: so keys and values stay dense tensors, one mask serves all heads, and every attention
+implementation works. Rows and layers may keep different numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vtprune.engine.cache import Record, Rows, VisualCacheLayer
+from vtprune.engine.chain import Chain, ChainStage
+from vtprune.engine.decoder import DecoderStep
+from vtprune.engine.encoder import Event
+from vtprune.engine.signals import Rotation, query_rows
+from vtprune.engine.slots import Slots
+from vtprune.integrations.base import Integration
+from vtprune.kernels import compact_index, gather_rows
+from vtprune.methods.base import CacheEntries, Keep
+
+
+@dataclasses.dataclass(frozen=True)
+class Evicted(Event):
+    """A stage that acted on a cache layer; `before` and `after` mark visual slots, those that the first head keeps.
+
+    Attributes:
+        kept: Bool (rows, kv_heads, slots), which slots of the call each head keeps.
+    """
+
+    kept: Tensor
+
+
+class Shown(NamedTuple):
+    """The pictures of a call, on the slots that are there.
+
+    Attributes:
+        visual: Bool (rows, slots), newlines among them.
+        number: (rows, slots), number of the picture within its row; -1 on newlines, text and padding.
+        arrived: (rows, pictures), number of slots of each picture, newlines excepted.
+    """
+
+    visual: Tensor
+    number: Tensor
+    arrived: Tensor
+
+    @staticmethod
+    def of(step: DecoderStep) -> Shown | None:
+        """Look at the slots that are there now."""
+        picture = step.picture
+        if picture is None or step.layout is None:
+            return None
+        visual = picture >= 0
+        candidate = visual if step.newline is None else visual & ~step.newline
+        first = torch.tensor(step.layout.first, device=picture.device)[:, None]
+        number = torch.where(candidate, picture - first, -1)
+        arrived = number.new_zeros(len(number), step.layout.most + 1)
+        arrived = arrived.scatter_add(1, number + 1, torch.ones_like(number))[:, 1:]
+        return Shown(visual, number, arrived)
+
+
+class Ran(NamedTuple):
+    """A layer whose attention has run.
+
+    Attributes:
+        layer: Its index.
+        hidden: (rows, slots, width), its normalised hidden states.
+        rotation: Of all slots.
+        slots: The slots that are there.
+        shown: What pictures there are; None in a call without any.
+    """
+
+    layer: int
+    hidden: Tensor
+    rotation: Rotation
+    slots: Slots
+    shown: Shown | None
+
+
+class Eviction:
+    """What the stages at the cache do in one call of the language model."""
+
+    def __init__(self, integration: Integration, step: DecoderStep) -> None:
+        self.integration = integration
+        self.step = step
+        self.ran: Ran | None = None
+        self.shown: tuple[Slots, Shown | None] | None = None  # what was seen last
+        self.rows: dict[tuple[Rows, tuple[int, ...]], Rows] = {}  # new histories, by the old one and what rows keep
+
+    def acts(self, stage: ChainStage, layer: int) -> bool:
+        """Whether a stage acts in this call: where there are new pictures, or on a cache that it has seen before."""
+        if self.step.cache is None:
+            return False
+        held: Any = self.step.cache.layers[layer]
+        seen = isinstance(held, VisualCacheLayer) and held.record is not None and stage.method in held.record.memory
+        return self.step.layout is not None or seen
+
+    def attended(self, layer: int, hidden: Tensor, rotation: Rotation) -> None:
+        """Remember what a layer's attention was given, until `run`."""
+        slots = self.step.slots
+        if self.shown is None or self.shown[0] is not slots:
+            self.shown = slots, Shown.of(self.step)
+        cos, sin = (x.expand(len(hidden), -1, -1) for x in rotation)
+        self.ran = Ran(layer, hidden.detach(), (cos, sin), slots, self.shown[1])
+
+    def run(self, stage: ChainStage) -> None:
+        """Show a stage the entries of the layer that ran, and let leave what it does not keep."""
+        step, ran = self.step, self.ran
+        if ran is None:
+            return
+        if stage.stage.decodes:
+            step._link_rows()
+        held: Any = step._cached()[ran.layer]
+        device, heads, past = held.keys.device, held.keys.shape[1], held.keys.shape[2] - ran.slots.width
+        valid = step.rows[ran.layer].valid
+        there = held.keys.new_ones(held.keys.shape[0], held.keys.shape[2], dtype=torch.bool)
+        there = there if valid is None else valid.to(device)
+        picture = torch.full_like(there, -1, dtype=torch.long)
+        if ran.shown is not None:
+            picture[:, past:] = ran.shown.number.to(device)
+        visual = picture[:, past:] >= 0
+        new = visual if not stage.stage.text else there[:, past:]
+        record = self._record(held, stage, new, visual.any(1), there[:, :past] & stage.stage.text)
+        if record is None:
+            new = new & visual.any(1, keepdim=True)  # prompts without pictures are left alone
+            candidate = nn.functional.pad(new, (past, 0))[:, None].expand(-1, heads, -1)
+            arrived = new.sum(1, keepdim=True)
+            if ran.shown is not None and not stage.stage.text:
+                arrived = ran.shown.arrived.to(device)
+        else:
+            candidate, arrived = record.candidate & there[:, None], record.arrived[:, None]
+        index, counted = self._queries(stage, ran)
+        cos, sin = (gather_rows(x, index) for x in ran.rotation)
+        module = self.integration.decoder_layers[ran.layer]
+        decision = stage.decide(
+            CacheEntries(
+                layer=ran.layer,
+                queries=self.integration.decoder_queries(module, gather_rows(ran.hidden, index), cos, sin),
+                query_at=index.to(device) + past,
+                query_valid=None if counted is None else counted.to(device),
+                keys=held.keys.detach(),
+                values=held.values.detach(),
+                scale=self.integration.decoder_scale(module),
+                valid=there,
+                candidate=candidate,
+                picture=picture,
+                arrived=arrived,
+                memory={} if record is None else record.memory[stage.method],
+            )
+        )
+        if decision is None:
+            return
+        if not isinstance(decision, Keep) or decision.mix is not None:
+            raise TypeError(f"{stage.method}: a stage at the cache must return a plain Keep, got {decision!r}.")
+        keep = (decision.mask.to(device) | ~candidate) & there[:, None]
+        if ran.shown is not None:
+            kept, shown = keep[:, :, past:], ran.shown.visual.to(device)
+            step.events.append(Evicted(stage, ran.layer, [shown], [shown & kept[:, 0]], kept))
+        self._evict(stage, ran.layer, keep, there)
+
+    def _queries(self, stage: ChainStage, ran: Ran) -> tuple[Tensor, Tensor | None]:
+        """Slots of the queries that a stage asks for, (rows, n), and which of them count, None for all."""
+        slots, device = ran.slots, ran.hidden.device
+        if ran.shown is None or "all_queries" in stage.signals:
+            return torch.arange(slots.width, device=device).expand(len(ran.hidden), -1), slots.valid
+        visual = ran.shown.visual
+        there = torch.ones_like(visual) if slots.valid is None else slots.valid
+        last, _ = query_rows("last_query", visual.long(), slots.valid)
+        ahead = visual.flip(1).long().cumsum(1).flip(1)  # visual slots from here on
+        closing = (there & (ahead == 0) & visual.any(1, keepdim=True)).scatter(1, last, True)
+        rows, counted = compact_index(closing)
+        return rows.to(device), counted
+
+    def _record(self, held: Any, stage: ChainStage, new: Tensor, pictures: Tensor, earlier: Tensor) -> Record | None:
+        """What a stage that goes on at later calls knows of a layer's entries, those of this call included."""
+        if not stage.stage.decodes:
+            return None
+        rows, heads, entries = held.keys.shape[:3]
+        if held.record is None:
+            before = new.new_zeros(rows, heads, earlier.shape[1])
+            held.record = Record(before, new.new_zeros(rows, dtype=torch.long))
+        record: Record = held.record
+        record.memory.setdefault(stage.method, {})
+        if record.candidate.shape[2] < entries:
+            record.extend(new, pictures, earlier)
+        return record
+
+    def _evict(self, stage: ChainStage, layer: int, keep: Tensor, there: Tensor) -> None:
+        """Let entries of a layer leave.
+
+        Args:
+            stage: Who decided.
+            layer: The layer.
+            keep: Bool (rows, kv_heads, entries), what stays and is no padding.
+            there: Bool (rows, entries), what is no padding.
+        """
+        step = self.step
+        rows, heads, entries = keep.shape
+        counts = keep.sum(2)
+        counted = torch.stack((counts.amax(1), counts.amin(1), there.sum(1)))
+        most, least, before = counted.tolist()  # the one time that the host waits
+        if most != least:
+            raise ValueError(f"{stage.method}: the heads of a layer must keep equally many entries of a row.")
+        if most == before:
+            return
+        step._link_rows()
+        held: Any = step._cached()[layer]
+        width = max(most)
+        index, valid = compact_index(keep.flatten(0, 1), width=width, padded=width != min(most))
+        held.keys, held.values = (
+            gather_rows(x.detach().flatten(0, 1), index).unflatten(0, (rows, heads)) for x in (held.keys, held.values)
+        )
+        padding = None if valid is None else valid.view(rows, heads, width)
+        if held.record is not None:
+            held.record.take(index.view(rows, heads, width), padding)
+        old = step.rows[layer]
+        if (old, tuple(most)) not in self.rows:
+            new = self.rows[old, tuple(most)] = old.split(layer)
+            new.valid = None if padding is None else padding[:, 0].to(step.device)
+            new.removed += entries - width
+            end = step.original_length if stage.stage.text or step.layout is None else step.layout.end
+            new.removal_end = max(step.past + end, new.removal_end)
+        step.rows[layer] = self.rows[old, tuple(most)]
+        left = [i for i, own in enumerate(step.rows) if own is old]
+        if left:
+            old.leader = left[0]
+        step._link_rows()
+
+
+class EvictionHooks:
+    """Hooks on the decoder layers at which stages of the cache act; no forward is copied.
+
+    Args:
+        integration: The model's family.
+        chain: Its stages.
+        step: The call of the language model that is under way on this thread; None for none that concerns the engine.
+    """
+
+    def __init__(self, integration: Integration, chain: Chain, step: Callable[[], DecoderStep | None]) -> None:
+        self.integration = integration
+        self.step = step
+        self.stages: dict[int, list[ChainStage]] = {}
+        for stage in chain.cache_stages:
+            for layer in stage.layers:
+                self.stages.setdefault(layer, []).append(stage)
+        self.local = threading.local()
+
+    def attach(self, before: Callable[..., None], after: Callable[..., None]) -> None:
+        """Put the hooks on their modules; `before` and `after` register one before a module's forward, and behind.
+
+        To be called once the hooks of stages at decoder layers are there: these may ask what the keys of the layer
+        before received, so nothing may leave it until they have run.
+        """
+        layers = self.integration.decoder_layers
+        for i in sorted(self.stages):
+            after(layers[i].get_submodule("self_attn"), self._attended(i), with_kwargs=True)
+            if i + 1 < len(layers):
+                before(layers[i + 1], self._act)
+            else:
+                after(layers[i], self._act)
+
+    def _attended(self, layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            step = self.step()
+            eviction: Eviction | None = getattr(self.local, "eviction", None)
+            if eviction is None or eviction.step is not step:
+                self.local.eviction = eviction = None if step is None else Eviction(self.integration, step)
+            if eviction is not None and any(eviction.acts(stage, layer) for stage in self.stages[layer]):
+                hidden = args[0] if args else kwargs["hidden_states"]
+                eviction.attended(layer, hidden, kwargs["position_embeddings"])
+
+        return hook
+
+    def _act(self, module: nn.Module, *_: Any) -> None:
+        eviction: Eviction | None = getattr(self.local, "eviction", None)
+        if eviction is None or eviction.ran is None or eviction.step is not self.step():
+            return
+        with torch.no_grad():
+            for stage in self.stages[eviction.ran.layer]:
+                if eviction.acts(stage, eviction.ran.layer):
+                    eviction.run(stage)
+        eviction.ran = None
