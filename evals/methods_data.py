@@ -24,6 +24,7 @@ class Point:
         error: Its standard error.
         tokens: Visual tokens that the decoder's layers see on average, as a share of all.
         flops: Prefill FLOPs, as a share of the unpruned model's.
+        cache: Bytes of keys and values after the prefill, likewise; None in tables that do not tell.
         ttft: Time to first token as `vtprune.evals.overheads` has it; None if it was not measured.
     """
 
@@ -33,6 +34,7 @@ class Point:
     error: float
     tokens: float
     flops: float
+    cache: float | None
     ttft: dict[str, Any] | None
 
     @property
@@ -104,7 +106,8 @@ def _table(document: dict[str, Any], times: dict[str, Any] | None) -> Table:
         seen = row.get("tokens_seen", row["tokens_after"])
         error = math.sqrt(row["accuracy"] * (1 - row["accuracy"]) / row["n"])
         share = seen / row["tokens_before"]
-        point = Point(keep, parameters, row["accuracy"], error, share, row["prefill_flops"], timed.get("ttft"))
+        costs = share, row["prefill_flops"], row.get("cache_bytes")
+        point = Point(keep, parameters, row["accuracy"], error, *costs, timed.get("ttft"))
         points.setdefault(method, []).append(point)
     points["random"], seeds = over_seeds(points.get("random", []))
     for found in points.values():

@@ -44,7 +44,8 @@ from the methods' own files, from what was measured, and from [methods-notes.tom
 - **Looks at**: what the method asks for, in LLaVA-1.5 (23 of 24 CLIP blocks in use, counted from 0).
 - **Tokens**: visual tokens that a layer of the decoder sees on average, as a share of all, as counted. Methods whose
   numbers follow from the content meet `keep` only roughly, and methods between decoder layers show all tokens to the
-  first ones. **FLOPs**: of the prefill with the encoder, as a share of the unpruned model's.
+  first ones. **FLOPs**: of the prefill with the encoder, as a share of the unpruned model's. **Cache**: bytes of all
+  keys and values, those of text among them, after the prefill, likewise.
 - **Right**: answers that are right as a whole, in percent. **Random**: how much more that is than with `random` at the
   same `keep`, on the mean over its seeds; set in bold where it is less by more than two standard errors.
 - **Speedup** and **overhead** of the time to first token: untouched / method and method / ideal, where the ideal is the
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     tables = read_tables([json.loads(path.read_text(encoding="utf-8")) for path in documents], notes["models"])
     page.write_text(text(notes, tables), encoding="utf-8")
     for group in notes["groups"]:
-        draw_group(group["methods"], tables, page.parent / plot(group), flops=group.get("flops", False))
+        draw_group(group["methods"], tables, page.parent / plot(group), views=group.get("views", ["tokens"]))
 
 
 def read_notes(path: Path) -> dict[str, Any]:
@@ -181,15 +182,17 @@ def _method(method: dict[str, Any], tables: Sequence[Table]) -> Iterator[str]:
 
 def _figures(method: dict[str, Any], tables: Sequence[Table]) -> Iterator[str]:
     rows = [(table, point) for table in tables for point in table.points.get(method["name"], [])]
-    timed = any(point.ttft for _, point in rows)
+    timed, cached = any(point.ttft for _, point in rows), any(point.cache is not None for _, point in rows)
     if rows:
-        yield "| model | keep | tokens, % | FLOPs, % | right, % | random |" + " speedup | overhead |" * timed
-        yield "|---|---:|---:|---:|---:|---:|" + "---:|---:|" * timed
+        names = ["tokens, %", "FLOPs, %", *["cache, %"] * cached, "right, %", "random"]
+        names += ["speedup", "overhead"] * timed
+        yield f"| model | keep | {' | '.join(names)} |"
+        yield "|---|" + "---:|" * (len(names) + 1)
         for table, point in rows:
             cells = [
                 table.name,
                 point.label,
-                *(f"{100 * share:.0f}" for share in (point.tokens, point.flops)),
+                *("-" if x is None else f"{100 * x:.0f}" for x in (point.tokens, point.flops, *[point.cache] * cached)),
                 f"{100 * point.right:.1f}",
                 _against(point, table.random(point.keep)),
                 *([_ratio(point, "speedup"), _ratio(point, "overhead")] if timed else ()),

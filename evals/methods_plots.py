@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vtprune.bench.plot import COLOURS
 from vtprune.evals.methods_data import Point, Table
@@ -14,27 +14,33 @@ SHAPES = ("s", "o", "D", "^", "v", "P", "X")  # each fits into the one before
 TICKS = (0, 0.1, 0.25, 0.5, 1)
 
 
-def draw_group(methods: Sequence[str], tables: Sequence[Table], path: Path, *, flops: bool = False) -> None:
+View = Literal["tokens", "flops", "cache"]
+AXES = {"tokens": "visual tokens seen, %", "flops": "prefill FLOPs, %", "cache": "KV cache, %"}
+
+
+def draw_group(
+    methods: Sequence[str], tables: Sequence[Table], path: Path, *, views: Sequence[View] = ("tokens",)
+) -> None:
     """Draw some methods to a PNG file, a panel per table that has one of them.
 
     Args:
         methods: Their names.
         tables: What is known of them.
         path: The file.
-        flops: Add a row of panels with quality against prefill FLOPs.
+        views: What quality is drawn against, a row of panels for each.
     """
     from matplotlib.figure import Figure
 
     shown = [table for table in tables if any(table.points.get(method) for method in methods)] or list(tables[:1])
-    views = [[(table, over_flops) for table in shown] for over_flops in ((False, True) if flops else (False,))]
+    grid = [[(table, view) for table in shown] for view in views]
     if len(shown) == 1:
-        views = [[view for row in views for view in row]]  # side by side
-    width = max(2.75 * len(views[0]), 7)
-    figure = Figure(figsize=(width, 0.75 + 3 * len(views)), dpi=130, layout="constrained")
-    panels = figure.subplots(len(views), len(views[0]), sharey=True, squeeze=False)
-    for axes, (table, over_flops) in zip(panels.flat, (view for row in views for view in row), strict=True):
-        _panel(axes, methods, table, over_flops=over_flops)
-    for axes, (table, _) in zip(panels[0], views[0], strict=True):
+        grid = [[view for row in grid for view in row]]  # side by side
+    width = max(2.75 * len(grid[0]), 7)
+    figure = Figure(figsize=(width, 0.75 + 3 * len(grid)), dpi=130, layout="constrained")
+    panels = figure.subplots(len(grid), len(grid[0]), sharey=True, squeeze=False)
+    for axes, (table, view) in zip(panels.flat, (one for row in grid for one in row), strict=True):
+        _panel(axes, methods, table, view)
+    for axes, (table, _) in zip(panels[0], grid[0], strict=True):
         axes.set_title(table.name, loc="left", fontsize=10)
     for row in panels:
         row[0].set_ylabel("right answers, %")
@@ -49,38 +55,37 @@ def draw_group(methods: Sequence[str], tables: Sequence[Table], path: Path, *, f
     figure.savefig(path, metadata={"Software": None})
 
 
-def _panel(axes: Any, methods: Sequence[str], table: Table, *, over_flops: bool) -> None:
+def _panel(axes: Any, methods: Sequence[str], table: Table, view: View) -> None:
     axes.axhline(100 * table.unpruned, color=GREY, linewidth=1, label="unpruned")
     axes.axhline(100 * table.blank, color=GREY, linewidth=1, linestyle=":", label="blank")
     style = {"color": GREY, "linestyle": "--", "linewidth": 1.4, "marker": ".", "zorder": 2}
-    _line(axes, table.points.get("random", []), over_flops, label="random", **style)
+    _line(axes, table.points.get("random", []), view, label="random", **style)
     for number, method in enumerate(x for x in methods if x != "random"):
         # Of lines that lie on one another all show.
         size = max(8.5 - 1.4 * number, 3)
         style = {"color": COLOURS[number], "marker": SHAPES[number], "linewidth": size / 4, "markersize": size}
-        _line(axes, table.points.get(method, []), over_flops, label=method, zorder=3 + number, **style)
+        _line(axes, table.points.get(method, []), view, label=method, zorder=3 + number, **style)
     axes.set_ylim(10, 101)
-    if over_flops:
+    axes.set_xlabel(AXES[view])
+    if view != "tokens":
         axes.set_xlim(right=102)
-        axes.set_xlabel("prefill FLOPs, %")
     else:
         # Roots of shares stand about as far apart as budgets are chosen, and 0 has a place.
         axes.set_xscale("function", functions=(lambda x: abs(x) ** 0.5, lambda x: x**2))
         axes.set_xlim(0, 1.09)
         axes.set_xticks(TICKS, [f"{100 * x:g}" for x in TICKS])
-        axes.set_xlabel("visual tokens seen, %")
     axes.tick_params(labelsize=9)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _line(axes: Any, points: Sequence[Point], over_flops: bool, **style: Any) -> None:
+def _line(axes: Any, points: Sequence[Point], view: View, **style: Any) -> None:
     """Budgets of a method, joined. Points with parameters are left out, but of a method without `keep`, apart."""
-    shown = [x for x in points if x.keep is None or not x.parameters]
-    shown.sort(key=lambda x: (x.flops if over_flops else x.tokens, x.right))
+    shown = [x for x in points if getattr(x, view) is not None and (x.keep is None or not x.parameters)]
+    shown.sort(key=lambda x: (getattr(x, view), x.right))
     if shown:
-        across = [100 * x.flops if over_flops else x.tokens for x in shown]
+        across = [(1 if view == "tokens" else 100) * getattr(x, view) for x in shown]
         if shown[0].keep is None:
             style["linestyle"] = ""
         axes.plot(across, [100 * x.right for x in shown], clip_on=False, **style)

@@ -51,8 +51,8 @@ def run_row(
     Returns:
         The result of `evaluate` with "seconds" and, with a method, what the reports of all batches add up to: visual
         tokens "tokens_before", "tokens_after" the last place, and "tokens_seen" by the decoder's layers on average, and
-        "prefill_flops" (share of the unpruned model's); for a method that refuses the budget or the model only
-        "unsupported", which says why.
+        "prefill_flops" and "cache_bytes" (shares of the unpruned model's; the cache right after the prefill); for a
+        method that refuses the budget or the model only "unsupported", which says why.
     """
     if row.method is not None:
         try:
@@ -82,6 +82,8 @@ def run_row(
         result["tokens_seen"] = round(sum(seen_tokens(report, layers) for report in reports), 1)
         flops = sum(report.prefill_flops_after for report in reports)
         result["prefill_flops"] = round(flops / sum(report.prefill_flops_before for report in reports), 4)
+        held = sum(report.kv_bytes_after or 0 for report in reports)
+        result["cache_bytes"] = round(held / sum(report.kv_bytes_before or 0 for report in reports), 4)
     return result
 
 

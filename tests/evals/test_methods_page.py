@@ -43,6 +43,8 @@ QUALITY: dict[str, Any] = {
         "globalcom2 keep=0.25": {"unsupported": "globalcom2 cannot work on B (b): no tiles; use hiprune."},
         "tome keep=0.1": {"unsupported": "keep must leave at least 8."},
         "tome keep=0.5": row(0.9, 50),
+        "snapkv keep=0.25": row(0.9, 100, cache_bytes=0.4),
+        "snapkv keep=0.5": row(0.9, 100),
     },
 }
 TIMES = {
@@ -87,12 +89,18 @@ def test_tables_are_joined_and_ordered():
 
 def test_methods_below_random_stand_out():
     tables = read_tables([QUALITY, TIMES, CLIPS], ["b"])
-    notes = {"groups": [{"title": "All", "about": "All.", "methods": ["todre", "exit", "globalcom2", "tome", "evs"]}]}
+    notes = {
+        "groups": [
+            {"title": "All", "about": "All.", "methods": ["todre", "exit", "globalcom2", "tome", "evs", "snapkv"]}
+        ]
+    }
     lines = methods_page.text({**notes, "learnt": ["This."], "notes": {"todre": "Why."}}, tables).splitlines()
     assert "- This." in lines
     assert "| b | 0.25 | 14 | 50 | 40.0 | **-20.0** | 1.50 | 1.25 |" in lines
     assert "| b | 0.25, tau=0.5,l_min=1 | 12 | 50 | 70.0 | +10.0 | - | - |" in lines
     assert "| b |  | 0 | 50 | 80.0 |  | 1.50 | 1.01 ~ |" in lines
+    assert "| b | 0.5 | 100 | 50 | - | 90.0 | +0.0 |" in lines
+    assert "| b | 0.25 | 100 | 50 | 40 | 90.0 | +30.0 |" in lines
     assert "**What was learnt.** Why." in lines
     assert "Refused on b, b, clips: no tiles; use hiprune." in lines
     assert "Refused on b at 0.1, b, clips at 0.1: keep must leave at least 8." in lines
@@ -102,13 +110,13 @@ def test_methods_below_random_stand_out():
 
 def test_plot(tmp_path):
     tables = read_tables([QUALITY, CLIPS], ["b"])
-    for methods, flops in (
-        (["random", "todre", "exit", "evs"], False),
-        (["todre"], True),
-        (["evs"], True),
-        ([], False),
+    for methods, views in (
+        (["random", "todre", "exit", "evs"], ["tokens"]),
+        (["todre", "snapkv"], ["tokens", "cache"]),
+        (["evs"], ["tokens", "flops"]),
+        ([], ["tokens"]),
     ):
-        draw_group(methods, tables, tmp_path / "plots" / "p.png", flops=flops)
+        draw_group(methods, tables, tmp_path / "plots" / "p.png", views=views)
         assert (tmp_path / "plots" / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
