@@ -66,7 +66,7 @@ class DecoderStep:
         self.memory: dict[str, Any] = {}
         self.signals = Signals(integration)
         self.observed = Observed()
-        self.marks: dict[str, Tensor] = {}  # by method, bool (rows, slots of the call)
+        self.marks: dict[str, Tensor] = {}  # by method, (rows, slots of the call)
         self.moved = False  # whether slots have left at all
         self.compacted = False  # whether slots have left since the language model made its mask and embeddings
         self.lengths: dict[int, tuple[list[int], int]] = {}

@@ -90,7 +90,7 @@ def running(layout: VisualLayout, selected: Sequence[Selected]) -> Tensor | None
 
 
 def marks(layout: VisualLayout, selected: Sequence[Selected]) -> dict[str, Tensor]:
-    """By method, bool (rows, slots): what it marked at the encoder's output; anything on text and padding."""
+    """By method, (rows, slots): what it marked at the encoder's output; anything on text and padding."""
     found: dict[str, Tensor] = {}
     for method in dict.fromkeys(name for one in selected for name in one.marks):
         marked = _on_slots(layout, [(one, one.marks[method]) for one in selected if method in one.marks])
@@ -100,10 +100,10 @@ def marks(layout: VisualLayout, selected: Sequence[Selected]) -> dict[str, Tenso
 
 
 def _on_slots(layout: VisualLayout, chosen: Sequence[tuple[Selected, Tensor]]) -> Tensor | None:
-    """Bool (pictures, slots) of pictures on the slots of the batch, True elsewhere; None of no pictures."""
+    """Masks or numbers (pictures, slots) of pictures on the slots of the batch, True or 1 elsewhere; None of none."""
     if not chosen:
         return None
-    marked = torch.ones(layout.visual.size, dtype=torch.bool, device=layout.device)
+    marked = torch.ones(layout.visual.size, dtype=chosen[0][1].dtype, device=layout.device)
     for one, mask in chosen:
         shown, which = _shown(layout, one)
         places = layout.places_of(shown, mask.shape[1])

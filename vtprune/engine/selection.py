@@ -29,7 +29,7 @@ class Selected:
         owner: (pictures, slots), the slot that stands for each slot; None where nothing was merged.
         runs: Bool (pictures, slots), False on what passes by decoder layers; None where nothing does.
         levels: Features on slots, (pictures, slots, width): those of the input, then DeepStack's; None if unchanged.
-        marks: By method, bool (pictures, slots), what it marked for its stages in the decoder.
+        marks: By method, (pictures, slots), what it marked for its stages in the decoder, bool or numbers.
     """
 
     numbers: list[int]
@@ -229,9 +229,10 @@ class _Batch:
             mask = decision.mask.to(self.device)
             self._mix(stage, number, where, decision)
             if decision.marked is not None:
-                none = torch.zeros_like(self.alive)
+                marked = decision.marked.to(self.device)
+                none = marked.new_zeros(self.alive.shape)
                 marks = self.marks.get(stage.method, none)
-                self.marks[stage.method] = marks.index_put((number, where), decision.marked.to(self.device))
+                self.marks[stage.method] = marks.index_put((number, where), marked)
             if stage.stage.skips:
                 self.runs = (self.alive if self.runs is None else self.runs).index_put((number, where), mask)
             elif everything:

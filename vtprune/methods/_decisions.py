@@ -31,8 +31,8 @@ class Keep:
             stay. None leaves them as they are. The stage must say so by `mixes`.
         owner: (pictures, tokens), for every token the kept one that stands for it, itself if none does; None where
             features do not mix. For reports.
-        marked: bool, (pictures, tokens), at the encoder's output: tokens that the method's stages at decoder layers
-            shall know again, as `VisualTokens.marked`; None if there are none.
+        marked: (pictures, tokens), at the encoder's output: which tokens the method's stages at decoder layers shall
+            know again, or what numbers they shall have there, as `VisualTokens.marked`; None if there are none.
     """
 
     mask: Tensor

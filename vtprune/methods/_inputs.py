@@ -222,8 +222,8 @@ class VisualTokens:
         text: (rows, n, width), hidden states of all text after the first picture, padded on the left; present if
             "text" was asked for.
         text_valid: bool, (rows, n), False on padding.
-        marked: bool, (rows, tokens), what the method marked at the encoder's output; anything on padding; None if it
-            marked nothing.
+        marked: (rows, tokens), what the method marked at the encoder's output, bool or numbers; anything on padding;
+            None if it marked nothing.
         observed: By module and layer, what an `Observation` measured of the visual tokens, (rows, tokens).
     """
 
