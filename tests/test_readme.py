@@ -7,23 +7,27 @@ import re
 import sys
 from pathlib import Path
 
-from vtprune.methods import get_method, method_names
+from vtprune.evals.methods_page import NOTES, read_notes
+from vtprune.methods import get_method
 
 README = Path(__file__).parent.parent / "README.md"
 PART = re.compile(r"(<!-- methods:begin -->\n).*?(<!-- methods:end -->)", re.DOTALL)
 
 
 def method_list() -> str:
-    """One line per method: what it does, where, and its paper with a link."""
+    """The groups of docs/methods.md, with one line per method: what it does, where, and its paper with a link."""
     lines = []
-    for name in method_names():
-        cls = get_method(name)
-        module = inspect.getmodule(cls)
-        does = (module.__doc__ or "").strip().splitlines()[0]
-        paper = re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", cls.paper)
-        places = ", ".join(place.value for place in cls.places)
-        lines.append(f"- `{name}` ({places}): {does}{f' {paper}' if paper else ''}")
-    return "\n".join(lines) + "\n"
+    for group in read_notes(README.parent / "docs" / NOTES)["groups"]:
+        lines += [f"**{group['title']}**", ""]
+        for name in group["methods"]:
+            cls = get_method(name)
+            module = inspect.getmodule(cls)
+            does = (module.__doc__ or "").strip().splitlines()[0]
+            paper = re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", cls.paper)
+            places = ", ".join(place.value for place in cls.places)
+            lines.append(f"- [`{name}`](docs/methods.md#{name}) ({places}): {does}{f' {paper}' if paper else ''}")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def updated(text: str) -> str:
