@@ -28,6 +28,20 @@ def test_decoder_layers_are_called_with_the_arguments_that_the_engine_changes():
     assert {"hidden_states", "position_embeddings"} <= seen["attention"], WHERE
 
 
+def test_what_a_caller_collects_can_be_put_aside():
+    model = tiny_llava()
+    layer = model.model.language_model.layers[1]
+
+    def run_again(module, args, kwargs):
+        with compat.nothing_collected():
+            module.forward(*args, **{**kwargs, "past_key_values": None})
+            model.model.language_model.layers[0](*args, **{**kwargs, "past_key_values": None})
+
+    layer.register_forward_pre_hook(run_again, with_kwargs=True)
+    out = model(input_ids=torch.tensor([[3, 4, 5]]), output_hidden_states=True)
+    assert len(out.hidden_states) == 6, WHERE
+
+
 def test_mask_builder_takes_what_we_give_it():
     parameters = inspect.signature(compat.create_causal_mask).parameters
     assert {"config", "inputs_embeds", "attention_mask", "past_key_values", "position_ids"} <= set(parameters), WHERE

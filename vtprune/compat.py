@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,8 +11,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import create_causal_mask
+from transformers.utils import output_capturing
 
-__all__ = ["Cache", "DynamicCache", "DynamicLayer", "build_mask", "encoder_arguments", "rotate"]
+__all__ = ["Cache", "DynamicCache", "DynamicLayer", "build_mask", "encoder_arguments", "nothing_collected", "rotate"]
 
 
 class _Lengths:
@@ -62,3 +65,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """What runs meanwhile is not among the hidden states and attentions that a caller asked the model for."""
+    token = output_capturing._active_collector.set(None)
+    try:
+        yield
+    finally:
+        output_capturing._active_collector.reset(token)

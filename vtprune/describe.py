@@ -54,6 +54,7 @@ WORDS = {
     "hidden": "hidden states that enter the decoder layer",
     "last_query": "attention of the last prompt token in the decoder layer before",
     "last_query_ahead": "attention of the last prompt token in the decoder layer that comes next",
+    "last_row_ahead": "last prompt token's query and all keys of the decoder layer that comes next",
     "pixel_steps": "differences between the pixels of neighbouring tokens",
     "projected": "projected features",
     "queries_keys": "queries and keys of the decoder layer before",

@@ -74,8 +74,9 @@ class Report:
 
     FLOPs count multiply and add as two, use the dense formulas (no discount for the causal half of attention) with the
     real number of tokens in every layer of the encoder, the projector and the decoder, and sum over the batch; patch
-    embedding and language-model head are left out, being the same in both. KV bytes are measured on the cache right
-    after the prefill (`before`: the same cache, had nothing been removed) and None where the run used no cache.
+    embedding and language-model head are left out, being the same in both; layers that run on trial count. KV bytes are
+    measured on the cache right after the prefill (`before`: the same cache, had nothing been removed) and None where
+    the run used no cache.
 
     Merged tokens that stay on their slots and share a hidden state count as tokens, since attention and cache hold
     them; `prefill_flops_after` knows what is computed once, and a note says how many states there are. Tokens that

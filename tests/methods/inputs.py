@@ -145,6 +145,7 @@ def visual_tokens(
     text = torch.randn(1, 3, 16, generator=torch.Generator().manual_seed(8)).expand(rows, -1, -1)
     asking = text.unflatten(-1, (2, 8)).transpose(1, 2)
     sees = torch.full((rows, 3), tokens - 1)
+    last = TextRows(asking[:, :, -1:], heads, 8**-0.5, sees[:, -1:], picture >= 0, at, query_rotation, token_rotation)
     noted = {(module, i): attention * (i + 1 + 0.1 * len(module)) for module in get_args(Module) for i in range(layer)}
     return VisualTokens(
         layer,
@@ -159,6 +160,7 @@ def visual_tokens(
         text,
         torch.ones(rows, 3, dtype=torch.bool),
         noted,
+        last_row=last,
     )
 
 

@@ -22,6 +22,7 @@ SIGNALS = {
     Place.DECODER_LAYER: {
         "last_query",
         "last_query_ahead",
+        "last_row_ahead",
         "text_queries",
         "text_queries_ahead",
         "text_rows",

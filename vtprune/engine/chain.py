@@ -53,7 +53,7 @@ class ChainStage:
     @property
     def looks_ahead(self) -> bool:
         """Whether it asks for attention in the layer that is about to run."""
-        return self.queries in AHEAD
+        return self.queries in AHEAD or self.sees_last_row
 
     @property
     def sees_hidden(self) -> bool:
@@ -69,6 +69,11 @@ class ChainStage:
     def sees_text_rows(self) -> bool:
         """Whether it asks for the queries of text in the layer before, and its keys."""
         return "text_rows" in self.signals
+
+    @property
+    def sees_last_row(self) -> bool:
+        """Whether it asks for the last prompt token's query in the layer that is about to run, and its keys."""
+        return "last_row_ahead" in self.signals
 
     @property
     def sees_text(self) -> bool:
@@ -95,7 +100,7 @@ SIGNALS = {
     Place.ENCODER_INPUT: frozenset(),
     Place.ENCODER_LAYER: frozenset({"values"}),
     Place.ENCODER_OUTPUT: frozenset({"encoder_attention", "pixel_steps", "projected", "text"}),
-    Place.DECODER_LAYER: frozenset({*BEHIND, *AHEAD, "queries_keys", "text_rows", "hidden", "text"}),
+    Place.DECODER_LAYER: frozenset({*BEHIND, *AHEAD, "last_row_ahead", "queries_keys", "text_rows", "hidden", "text"}),
     Place.CACHE: frozenset({"closing_queries", "all_queries"}),
 }
 
@@ -273,6 +278,8 @@ class Chain:
             raise ValueError(f"{stage.method} needs attention from the layer before, so it cannot act at layer 0.")
         for observation in stage.stage.observations:
             self._check_observation(stage, observation, integration)
+        if stage.stage.trial is not None:
+            self._check_trial(stage, stage.stage.trial, integration)
         if (stage.stage.text or stage.stage.decodes) and stage.stage.place is not Place.CACHE:
             raise TypeError(f"{stage.method}: only a stage at the cache can evict text, or act while decoding.")
         late = stage.stage.place in (Place.DECODER_LAYER, Place.CACHE)
@@ -299,6 +306,13 @@ class Chain:
         reason = integration.refusal(stage.method, stage.stage.place.value, needs_grid)
         if reason is not None:
             raise ValueError(f"{stage.method} cannot work on {integration.family_name}: {reason}.")
+
+    def _check_trial(self, stage: ChainStage, trial: int, integration: Integration) -> None:
+        if stage.stage.place is not Place.DECODER_LAYER or stage.layers != (0,):
+            raise TypeError(f"{stage.method}: only a stage at decoder layer 0 can ask for a trial run.")
+        if stage.stage.mixes or stage.stage.observations:
+            raise TypeError(f"{stage.method}: after a trial run tokens can only leave; nothing is noted of layers.")
+        check_layer("trial", trial, 1, len(integration.decoder_layers) - 1)
 
     def _check_observation(self, stage: ChainStage, observation: Observation, integration: Integration) -> None:
         if stage.stage.place is not Place.DECODER_LAYER:

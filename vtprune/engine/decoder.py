@@ -36,6 +36,7 @@ from vtprune.engine.sharing import Sharing
 from vtprune.engine.signals import Rotation, Signals, on_all_rows, text_states
 from vtprune.engine.skipping import Short, Skipping
 from vtprune.engine.slots import Slots, arrived
+from vtprune.engine.trial import Tried, try_out, worth_trying
 from vtprune.engine.visual import Visual, visual_slots
 from vtprune.integrations.base import Integration, Kind
 from vtprune.kernels import compact_index, gather_rows, ragged_compact
@@ -70,6 +71,8 @@ class DecoderStep:
         self.moved = False  # whether slots have left at all
         self.compacted = False  # whether slots have left since the language model made its mask and embeddings
         self.lengths: dict[int, tuple[list[int], int]] = {}
+        self.tried: list[Tried] = []
+        self.deep: list[Tensor] = []  # DeepStack features of the visual slots that came through the door
         self.visual: tuple[Slots, Visual] | None = None  # what was seen last
         self.inputs = LayerInputs(integration)
 
@@ -136,6 +139,7 @@ class DecoderStep:
                 arguments.update(zip(names, left, strict=True))
                 self._drop_deepstack(arguments)
                 self.compacted = False
+        self.deep = DeepStackRows.levels(arguments)
         if self.moved or is_visual(self.cache):
             arguments["position_ids"] = self.positions[0] if plain else self.positions
             mask = self.rows[0].valid
@@ -259,7 +263,7 @@ class DecoderStep:
     def before_layer(self, layer: int, stages: list[ChainStage], hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Run the stages at a layer's input; returns its hidden states and puts its mask and positions in `kwargs`."""
         for stage in stages:
-            hidden = self._run(stage, layer, hidden)
+            hidden = self._run(stage, layer, hidden, kwargs)
         self.signals.clear()
         if self.skipping is not None and layer in self.skipping.layers:
             hidden = self._shorten(layer, self.skipping, hidden)
@@ -304,15 +308,20 @@ class DecoderStep:
     def _rotation(self, layer: int, hidden: Tensor) -> Rotation:
         return self.inputs.rotation(self.positions, self.past_shift[layer], self.past_shift[0], hidden)
 
-    def _run(self, stage: ChainStage, layer: int, hidden: Tensor) -> Tensor:
+    def _run(self, stage: ChainStage, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         if self.layout is None or not max(self.candidates):
             return hidden
         if self.visual is None or self.visual[0] is not self.slots:
             self.visual = self.slots, visual_slots(self.slots, self.layout, self.candidates)
         visual, picture = self.visual[1], self.slots.on(self.layout.picture)
-        states = gather_rows(hidden, visual.at.to(hidden.device)) if stage.sees_hidden or stage.stage.mixes else None
+        at, entering = layer, hidden
+        if stage.stage.trial is not None:
+            if not worth_trying(stage.stage.budget, self.candidates):
+                return hidden
+            at, entering = stage.stage.trial, try_out(self, stage, stage.stage.trial, hidden, kwargs)
+        states = gather_rows(entering, visual.at.to(hidden.device)) if stage.sees_hidden or stage.stage.mixes else None
         with torch.no_grad():
-            decision = stage.decide(self._shown(stage, layer, hidden, visual, states, picture))
+            decision = stage.decide(self._shown(stage, at, entering, visual, states, picture))
         if decision is None:
             return hidden
         if not isinstance(decision, Keep):
@@ -332,13 +341,16 @@ class DecoderStep:
         self, stage: ChainStage, layer: int, hidden: Tensor, visual: Visual, states: Tensor | None, picture: Tensor
     ) -> VisualTokens:
         """What a stage sees."""
-        kept_by = self._kept_by(layer - 1)
+        kept_by = self._kept_by(layer - 1) if stage.captured else (None, None)
         attention: Tensor | None = None
-        if stage.queries is not None and stage.looks_ahead:
+        last_row = None
+        if stage.looks_ahead:
             rotation = on_all_rows(self._rotation(layer, hidden), self.batch)
             earlier = self._cached()[layer].keys if self.past_length[layer] else None
-            keys = earlier, self.rows[layer].valid
-            attention = self.signals.ahead(stage.queries, layer, hidden, rotation, picture, self.slots, *keys, visual)
+            ahead = layer, hidden, rotation, picture, self.slots, earlier, self.rows[layer].valid, visual
+            if stage.queries is not None:
+                attention = self.signals.ahead(stage.queries, *ahead)
+            last_row = self.signals.last_row(*ahead) if stage.sees_last_row else None
         elif stage.queries is not None:
             attention = self.signals.attention(stage.queries, *kept_by, visual)
         text, text_valid = text_states(hidden, picture, self.slots) if stage.sees_text else (None, None)
@@ -356,6 +368,7 @@ class DecoderStep:
             text_valid,
             self.observed.of(stage.method, visual),
             gather_rows(self.slots.on(self.marks[stage.method]), visual.at) if stage.method in self.marks else None,
+            last_row,
         )
 
     def capture(self, layer: int, signal: str, hidden: Tensor, rotation: Rotation) -> None:

@@ -297,7 +297,11 @@ class Engine:
             step = self.local.step
             if step is None:
                 return None
-            hidden = step.before_layer(index, stages, args[0], kwargs)
+            self.local.step = None  # no hook acts in layers that run on trial
+            try:
+                hidden = step.before_layer(index, stages, args[0], kwargs)
+            finally:
+                self.local.step = step
             return (hidden, *args[1:]), kwargs
 
         return hook

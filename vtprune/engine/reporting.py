@@ -38,6 +38,7 @@ class Prefill:
         self.slots = step.slots
         self.batch = step.batch
         self.lengths = step.lengths
+        self.tried = step.tried
         self.states = None if step.sharing is None else step.sharing.counts
         self.original_lengths = step.original_lengths
         self.kv_bytes = _kv_bytes(step)
@@ -105,6 +106,9 @@ class Prefill:
                 before += n * linear + attention_flops(n, past + n, width)
             for n, states in zip(length, self.states or length, strict=True):
                 after += states * linear + attention_flops(n, past + n, width)
+            for tried in self.tried:
+                if i < tried.layers:
+                    after += sum(n * linear + attention_flops(n, tried.past[i] + n, width) for n in tried.lengths)
         return before, after
 
     def _encoder_flops(self, run: EncoderRun) -> tuple[int, int]:
@@ -127,6 +131,11 @@ class Prefill:
         acted = {event.stage.method for event in self.events}
         idle = [name for name in dict.fromkeys(self.chain.names) if name not in acted]
         notes = [f"{name} removed nothing." for name in idle]
+        notes += [
+            f"{tried.method} first ran {tried.layers} decoder layers on all {sum(tried.lengths)} tokens of the prompt, "
+            "in order to choose; these FLOPs are counted."
+            for tried in self.tried
+        ]
         if self.states is not None:
             merged = sum(self.original_lengths) - sum(self.states)
             visual = int(self.layout.visual.sum())

@@ -267,6 +267,26 @@ class Signals:
         captured = Captured.of(rows, layer, normed, rotation, picture, slots, without_cache=True)
         return _on_tokens(captured.attention(self.integration, earlier, valid), visual)
 
+    def last_row(
+        self,
+        layer: int,
+        hidden: Tensor,
+        rotation: Rotation,
+        picture: Tensor,
+        slots: Slots,
+        earlier: Tensor | None,
+        valid: Tensor | None,
+        visual: Visual,
+    ) -> TextRows:
+        """The last prompt token's query in a layer that has not run, and the keys that there would be; see `ahead`."""
+        normed = self.integration.decoder_normed(self.integration.decoder_layers[layer], hidden.detach())
+        rows, there = query_rows("last_query", picture, slots.valid)
+        cos, sin = (gather_rows(x, rows) for x in rotation)
+        queries = gather_rows(normed, rows.to(normed.device))
+        captured = Captured(layer, rows, there, queries, (cos, sin), None, hidden.shape[1], rotation, normed)
+        with torch.no_grad():
+            return captured.text_rows(self.integration, earlier, valid, visual.at)
+
     def text_rows(self, cached: Tensor | None, valid: Tensor | None, visual: Visual) -> TextRows:
         """Queries of the text of the captured layer, and its keys."""
         captured = self.captured["text_rows"]

@@ -178,7 +178,8 @@ class QueriesKeys:
 
 @dataclasses.dataclass(frozen=True)
 class TextRows:
-    """What all text tokens after the first picture asked in a decoder layer, and all keys that there were.
+    """What tokens of the prompt ask in a decoder layer, and all keys that there are: all text after the first picture
+    in the layer before ("text_rows"), or the last token in the layer that is about to run ("last_row_ahead").
 
     The text is the same in every layer, so that its tokens are comparable from stage to stage.
 
@@ -208,7 +209,7 @@ class VisualTokens:
     """What a stage at a decoder layer sees: the visual tokens of every row of the batch, padded to the longest row.
 
     Args:
-        layer: Index of the decoder layer that is about to run.
+        layer: Index of the decoder layer that is about to run; after a trial run, of the one that would be next.
         valid: (rows, tokens), False on padding.
         picture: (rows, tokens), number of the picture within its row, -1 on padding.
         arrived: (rows, pictures), how many tokens of each picture arrive at this layer; 0 where there is none.
@@ -225,6 +226,8 @@ class VisualTokens:
         marked: (rows, tokens), what the method marked at the encoder's output, bool or numbers; anything on padding;
             None if it marked nothing.
         observed: By module and layer, what an `Observation` measured of the visual tokens, (rows, tokens).
+        last_row: The last prompt token's query and all keys of the layer that is about to run; present if
+            "last_row_ahead" was asked for.
     """
 
     layer: int
@@ -240,6 +243,7 @@ class VisualTokens:
     text_valid: Tensor | None = None
     observed: Mapping[tuple[str, int], Tensor] = dataclasses.field(default_factory=dict)
     marked: Tensor | None = None
+    last_row: TextRows | None = None
 
     def counts(self, keep: Budget) -> Tensor:
         """(rows,): how many visual tokens `keep` allows, summed over the row's pictures."""

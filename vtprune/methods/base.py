@@ -149,10 +149,13 @@ class Stage:
         scope: Encoder output only: whether it decides on all tokens of a picture or video together ("picture"), or on
             every tile and frame by itself ("tile").
         budget: With scope "tile", the budget that `decide` asks for by `Pictures.count`: a number of tokens per
-            picture is shared out among tiles and frames in proportion, to the token.
+            picture is shared out among tiles and frames in proportion, to the token. With `trial`, the budget that
+            `decide` asks for by `VisualTokens.counts`: nothing is tried where it lets all tokens stay.
         observations: Decoder layers only: what to note of layers before; a method notes each part of a layer once.
         text: Cache only: text may be evicted too, in prompts with pictures.
         decodes: Cache only: it acts in all later calls too, at every decoded token; else once, on new pictures.
+        trial: Decoder layer 0 only: run the layers before this one on trial first, and show the stage what it would be
+            shown at that layer's input, had nothing left. What it drops then leaves before layer 0.
     """
 
     place: Place
@@ -175,6 +178,7 @@ class Stage:
     observations: tuple[Observation, ...] = ()
     text: bool = False
     decodes: bool = False
+    trial: int | None = None
 
 
 class Method:

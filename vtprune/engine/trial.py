@@ -1,0 +1,90 @@
+"""Trial runs: the first decoder layers on all slots, before any of them leaves, so that a stage can look ahead.
+
+Nothing of a trial run stays: no cache is written, no hook of a decoder layer acts, gradients do not flow. Layers attend
+as the model's attention implementation has it, to the keys of earlier calls too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vtprune.budget import Budget
+from vtprune.compat import nothing_collected
+
+if TYPE_CHECKING:
+    from vtprune.engine.chain import ChainStage
+    from vtprune.engine.decoder import DecoderStep
+
+
+class Tried(NamedTuple):
+    """What a trial run computed, for the report.
+
+    Attributes:
+        method: Who asked for it.
+        layers: Number of layers that ran.
+        lengths: Slots per row that are no padding.
+        past: Cached slots before them, per layer.
+    """
+
+    method: str
+    layers: int
+    lengths: list[int]
+    past: list[int]
+
+
+class Earlier:
+    """Stands in for the cache: layers get the keys and values of earlier calls, and nothing is added to them."""
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = layers
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keys and values that a layer attends to."""
+        held = self.layers[layer_idx]
+        return torch.cat((held.keys.to(keys), keys), 2), torch.cat((held.values.to(values), values), 2)
+
+
+def worth_trying(budget: Budget | None, candidates: Sequence[int]) -> bool:
+    """Whether a budget may let tokens leave, as far as the host knows without waiting for the device.
+
+    Args:
+        budget: What the stage keeps of each picture; None if it does not say.
+        candidates: Per row, number of visual tokens.
+    """
+    return budget != 1.0 if not isinstance(budget, int) else budget < max(candidates)
+
+
+def try_out(step: DecoderStep, stage: ChainStage, layers: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """What would enter a decoder layer if nothing left, (rows, slots, width).
+
+    Args:
+        step: The call of the language model.
+        stage: Who asks.
+        layers: The layer; those before it run.
+        hidden: (rows, slots, width), the first layer's input.
+        kwargs: Its other arguments.
+    """
+    hidden = hidden.detach()
+    step.tried.append(Tried(stage.method, layers, step.slots.counts, step.past_length[:layers]))
+    visual = None if step.picture is None else step.picture >= 0
+    with torch.no_grad(), nothing_collected():
+        for i, layer in enumerate(step.integration.decoder_layers[:layers]):
+            own = {
+                "attention_mask": step._mask(i, hidden),
+                "position_embeddings": step._rotation(i, hidden),
+                "position_ids": None,
+                "past_key_values": Earlier(step._cached()) if step.past_length[i] else None,
+                "use_cache": False,
+            }
+            # Not by a call of the module: hooks on a layer, of whomever, are about the real run.
+            output = layer.forward(hidden, **{**kwargs, **own})
+            hidden = output[0] if isinstance(output, tuple) else output
+            if visual is not None and step.deepstack is not None and i < len(step.deep):
+                features = step.deepstack.select(visual, step.deep[i])
+                hidden = hidden.clone()
+                hidden[visual.to(hidden.device)] += features.to(hidden)
+    return hidden
