@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
 Budget = float | int
+LayerBudget = Budget | Sequence[Budget]
+"""One budget for all decoder layers, or a sequence with one for each."""
 
 
 def check_keep(keep: object, name: str = "keep") -> Budget:
@@ -41,6 +44,13 @@ def check_keep(keep: object, name: str = "keep") -> Budget:
     return ratio
 
 
+def check_layer_keep(keep: object) -> Budget | tuple[Budget, ...]:
+    """Check a budget, or a sequence with one for every decoder layer, which becomes a tuple."""
+    if isinstance(keep, Sequence) and not isinstance(keep, str):
+        return tuple(check_keep(budget) for budget in keep)
+    return check_keep(keep)
+
+
 def token_count(keep: Budget, tokens: int) -> int:
     """Number of tokens that `keep` allows of `tokens`.
 
@@ -60,3 +70,33 @@ def token_counts(keep: Budget, tokens: Tensor) -> Tensor:
     precise = torch.float32 if tokens.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
     count = (tokens.to(precise) * keep).round().to(tokens.dtype)
     return torch.minimum(count.clamp_min(1), tokens)
+
+
+def pyramid(
+    keep: float, layers: int, beta: float = 20.0, *, most: float | None = None, least: float = 0.0
+) -> tuple[Budget, ...]:
+    """Budgets that fall from the first decoder layer to the last one in equal steps, with a given mean (PyramidKV).
+
+    Args:
+        keep: The mean: a ratio in (0, 1], or a number of tokens above 1, which need not be whole.
+        layers: Number of decoder layers.
+        beta: How many times smaller than the mean the last budget is, >= 1.
+        most: Upper bound of the first budget; None: 1.0 for ratios, no bound for numbers of tokens.
+        least: If the last budget falls below it, all layers get the mean.
+
+    Returns:
+        Ratios, or whole numbers of tokens (rounded, halves to even, at least 1).
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+    if layers < 1 or beta < 1 or keep <= 0:
+        raise ValueError(f"pyramid needs keep > 0, layers >= 1 and beta >= 1, got {keep}, {layers} and {beta}.")
+    ratio = not isinstance(keep, int) and keep <= 1
+    limit = (1.0 if ratio else math.inf) if most is None else most
+    last = max(keep / beta, 2 * keep - limit)
+    if last < least or layers == 1:
+        last = keep
+    first = min(2 * keep - last, limit)
+    steps = [first - i * (first - last) / max(layers - 1, 1) for i in range(layers)]
+    return tuple(steps) if ratio else tuple(max(1, round(step)) for step in steps)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtprune.kernels import attention_column_mass, attention_scores, compact_index, gather_rows, merge_by_owner
-from vtprune.methods import ModelInfo, Pictures
+from vtprune.methods import CacheEntries, ModelInfo, Pictures
 from vtprune.methods._groups import average
 from vtprune.methods._select import top_k_mask
 from vtprune.methods.base import EncoderSignal
@@ -16,7 +16,7 @@ from vtprune.methods.fastervlm import stitched_order
 from vtprune.methods.globalcom2 import combined, crop_scales, guidance
 from vtprune.methods.hiprune import anchor_count, anchors_buffers_registers, flat_neighbours
 from vtprune.methods.hired import HiRED, crop_shares, strips
-from vtprune.methods.mustdrop import key_set, likeness, passes, window_owner, windows_of
+from vtprune.methods.mustdrop import MustDrop, key_set, likeness, passes, window_owner, windows_of
 from vtprune.methods.turbo import attention_weight, turbo_step
 from vtprune.methods.visionzip import contextual_targets, fold, mean_of_heads
 from vtprune.methods.vtc_cls import VTCCLS, ensemble, summed
@@ -301,8 +301,9 @@ def _mustdrop_filter(case: Case, keys: Tensor) -> dict[str, Any]:
     share, word = (round(x, 6) for x in case["params"][5:].tolist())
     marked = torch.zeros(tokens, dtype=torch.bool)
     marked[(keys + tokens // len(keys) * torch.arange(len(keys))[:, None]).flatten()] = True
-    alive, out = torch.arange(tokens), {}
+    alive, out, entered = torch.arange(tokens), {}, []
     for i in range(4):
+        entered.append(alive)
         seen = case[f"base_attn_s{i}"].mean(0)[:, alive]
         passed = passes(
             seen.sum(0)[None], seen.amax(0)[None], torch.ones(1, len(alive), dtype=torch.bool), (share, word)
@@ -310,7 +311,23 @@ def _mustdrop_filter(case: Case, keys: Tensor) -> dict[str, Any]:
         alive = alive[passed[0] | marked[alive]]
         out |= {f"pass_filter_s{i}": passed[0].nonzero()[:, 0], f"kept_global_s{i}": alive}
         out[f"key_pos_s{i}"] = marked[alive].nonzero()[:, 0]
+    before, behind = (int(x) for x in case["params"][3:5])
+    for i, tokens_of in enumerate(entered):
+        visual = torch.nn.functional.pad(torch.ones(1, len(tokens_of), dtype=torch.bool), (before, behind))
+        there = torch.nn.functional.pad(torch.isin(tokens_of, alive)[None], (before, behind), value=True)
+        mask = MustDrop(thresholds=(share, word)).still_there(_held(visual, there)).mask | ~visual
+        out[f"cache_keep_s{i}"] = mask[0, 0].nonzero()[:, 0]
     return out
+
+
+def _held(visual: Tensor, alive: Tensor) -> CacheEntries:
+    """Entries of one head, of which the visual ones are candidates, and which of them are still there."""
+    x = torch.zeros(1, 1, visual.shape[1], 1)
+    count, none = visual.sum(1, keepdim=True), torch.zeros(1, 0, dtype=torch.long)
+    everywhere = torch.ones_like(visual)
+    return CacheEntries(
+        0, x[:, :, :0], none, None, x, x, 1.0, everywhere, visual[:, None], visual.long() - 1, count, {}, alive=alive
+    )
 
 
 ADAPTERS = {
@@ -332,11 +349,7 @@ INPUTS = {
         *(f"{x}_{y}" for x in "qk" for y in ("object", "deep")),
         *("grid_thw", "grid_wh", "image_size_wh", "window_index", "reverse_indices"),
     },
-    # What its stage in the cache puts out is left aside until that is there.
-    "mustdrop": {
-        *("hidden", "cls_attn", "params"),
-        *(f"{x}_s{i}" for x in ("base_attn", "cache_keep") for i in range(4)),
-    },
+    "mustdrop": {"hidden", "cls_attn", "params", *(f"base_attn_s{i}" for i in range(4))},
     "turbo": {"x", "metric", "attn_cls", "size", "params"},
     "visionzip": {
         *("q", "q_cls", "k", "keys", "hidden_states", "crop_tokens", "keep_idx", "inputs_embeds"),

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtprune.budget import pyramid
 from vtprune.compat import rotate
 from vtprune.kernels import compact_index, gather_rows
 from vtprune.methods import CacheEntries
 from vtprune.methods._entries import blocks
 from vtprune.methods.a2sf import A2SF
+from vtprune.methods.ems import likeness_weights, mean_received, merged, nearest
 from vtprune.methods.h2o import H2O, accumulated, heavy_and_recent, simulated_mask
 from vtprune.methods.keyformer import Keyformer
 from vtprune.methods.snapkv import SnapKV, observed, smoothed
@@ -117,18 +119,47 @@ def _h2o_simulation(case: Case) -> dict[str, Any]:
     }
 
 
-def snapkv(case: Case) -> dict[str, Any]:
+def kvpress(case: Case) -> dict[str, Any]:
+    """What that library's presses make of one layer, as far as the methods here do the same."""
     q = rotate(case["q_prerope"], case["cos"], case["sin"])
     entries = entries_of(q, case["keys"], case["values"])
+    return _snapkv(case, entries) | _observed(case, entries) | _merging(case, entries)
+
+
+def _snapkv(case: Case, entries: CacheEntries) -> dict[str, Any]:
     window, kernel, kept = (int(case[x]) for x in ("window_size", "kernel_size", "n_kept"))
     seen, last = observed(entries, window)
     score = smoothed(seen, torch.where(last, -1, 0), kernel).masked_fill(last[:, None], -torch.inf)
     mask = SnapKV(keep=kept, window=window, kernel=kernel, text=True).decide(entries).mask
-    slot = torch.arange(score.shape[2]).expand_as(score)
+    mean = score.shape[2] * (1 - round(float(case["compression_ratio"]), 6))
+    layers = len(case["pyramid_budgets"])
     return {
         "snapkv_score": score.masked_fill(last[:, None], float(score.max()) + 1),
-        "snapkv_kept": taken(mask, slot)[0],
+        "snapkv_kept": taken(mask, _slots(entries))[0],
+        "pyramid_budgets": pyramid(mean, layers, 20, most=score.shape[2] - window, least=window),
     }
+
+
+def _observed(case: Case, entries: CacheEntries) -> dict[str, Any]:
+    """Mean attention over the queries that see an entry."""
+    heads = entries.queries.shape[1] // entries.keys.shape[1]
+    mask = H2O(keep=int(case["n_kept"]), queries="all", mean=True, text=True).decide(entries).mask
+    return {
+        "observed_score": mean_received(entries) / heads,
+        "observed_kept": taken(mask, _slots(entries))[0],
+    }
+
+
+def _merging(case: Case, entries: CacheEntries) -> dict[str, Any]:
+    """All that leaves is merged into what stays, by likeness of keys; what stays is given."""
+    stays = torch.zeros_like(entries.candidate).scatter(2, case["knorm_kept"], True)
+    target, cosine = nearest(entries.keys, stays, ~stays, entries.picture)
+    weight = likeness_weights(entries.values, target, cosine, ~stays)
+    return {"merging_knorm_values_sorted": taken(stays, merged(entries.values, target, weight))[0]}
+
+
+def _slots(entries: CacheEntries) -> Tensor:
+    return torch.arange(entries.keys.shape[2]).expand(entries.keys.shape[:3])
 
 
 def a2sf(case: Case) -> dict[str, Any]:
@@ -178,7 +209,7 @@ def keyformer(case: Case) -> dict[str, Any]:
     }
 
 
-ADAPTERS = {"a2sf": a2sf, "h2o": h2o, "keyformer": keyformer, "snapkv": snapkv}
+ADAPTERS = {"a2sf": a2sf, "h2o": h2o, "keyformer": keyformer, "snapkv": kvpress}
 METHOD_OF_FOLDER = {"kvpress": "snapkv"}
 INPUTS = {
     "a2sf": {"q", "k", "v"},
@@ -186,9 +217,8 @@ INPUTS = {
     "h2o": {"q", "k", "v"},
     # What other methods of that library put out is left aside.
     "snapkv": {
-        *("q_prerope", "keys", "values", "cos", "sin", "inv_freq", "pyramid_budgets"),
-        *(f"{x}_{y}" for x in ("ea", "knorm", "observed", "tova") for y in ("score", "kept")),
-        *("ea_nocov_novnorm_score", "keydiff_score", "streaming_score"),
-        *("rerotated_keys_knorm", "snapkv_adakv_masked", "merging_knorm_values_sorted"),
+        *("q_prerope", "keys", "values", "cos", "sin", "inv_freq"),
+        *(f"{x}_{y}" for x in ("ea", "knorm", "tova") for y in ("score", "kept")),
+        *("ea_nocov_novnorm_score", "keydiff_score", "streaming_score", "rerotated_keys_knorm", "snapkv_adakv_masked"),
     },
 }

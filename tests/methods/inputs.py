@@ -165,7 +165,12 @@ def visual_tokens(
 
 
 def cache_entries(
-    rows: list[tuple[int, int, int]], *, text: bool = False, alone: int | None = None, seed: int = 0
+    rows: list[tuple[int, int, int]],
+    *,
+    text: bool = False,
+    alone: int | None = None,
+    seed: int = 0,
+    layer: int = 3,
 ) -> CacheEntries:
     """What a layer holds of prompts of so much text, so many visual tokens, and text; one of them alone on demand.
 
@@ -184,7 +189,7 @@ def cache_entries(
     found = slice(None) if alone is None else slice(alone, alone + 1)
     last = slice(0 if alone is None else longest - sum(rows[alone]), None)
     return CacheEntries(
-        layer=3,
+        layer=layer,
         queries=queries[found, :, last],
         query_at=at[found, : at[:, last].shape[1]],
         query_valid=valid[found, last],

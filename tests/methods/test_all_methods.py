@@ -251,33 +251,62 @@ def test_decoder_layers(name: str) -> None:
 
 @pytest.mark.parametrize("name", acting(Place.DECODER_LAYER, WITH_KEEP))
 def test_decoder_layers_keep_all(name: str) -> None:
-    stage = stages(name, Place.DECODER_LAYER, keep=1.0)[0]
-    tokens = visual_tokens(attention(), [[12, 5], [9, 0], [0, 0]], stage.layers[0])
-    decision = stage.decide(tokens)
-    assert decision is None or torch.equal(decision.mask, tokens.valid)
+    for stage in stages(name, Place.DECODER_LAYER, keep=1.0)[:1]:
+        tokens = visual_tokens(attention(), [[12, 5], [9, 0], [0, 0]], stage.layers[0])
+        decision = stage.decide(tokens)
+        assert decision is None or torch.equal(decision.mask, tokens.valid)
 
 
 WHOLE = 1.0  # not 1, which is one token
+LAYERED = [n for n in acting(Place.CACHE, WITH_KEEP) if get_method(n).layered]  # whose `keep` is that of the cache
 
 
 @pytest.mark.parametrize("text", [False, True])
-@pytest.mark.parametrize("name", acting(Place.CACHE, WITH_KEEP))
+@pytest.mark.parametrize("name", LAYERED)
 @pytest.mark.parametrize("keep", [1, 5, 0.3, WHOLE])
 def test_cache(name: str, keep: float, text: bool) -> None:
     """Every head keeps as many as allowed, only candidates leave, and a batch equals its rows alone."""
     rows = [(2, 12, 5), (9, 0, 3), (0, 6, 0)]  # text, visual tokens, text
     for stage in stages(name, Place.CACHE, keep=keep, **({"text": True} if text else {})):
-        batch = cache_entries(rows, text=text)
-        mask = stage.decide(batch).mask
+        batch = cache_entries(rows, text=text, layer=stage.layers[-1])
+        decision = stage.decide(batch)
+        mask = decision.mask
         assert mask.dtype == torch.bool
         assert mask.shape == batch.candidate.shape
         kept = (mask & batch.candidate).sum(2)
         wanted = batch.counts(keep)[:, None].expand_as(kept)
         assert torch.equal(kept, wanted) or (text and kept.ge(wanted).all() and kept.eq(kept[:, :1]).all())
         assert not (mask & ~batch.candidate & batch.valid[:, None]).any()
-        assert torch.equal(mask, stage.decide(dataclasses.replace(batch, memory={})).mask)
+        assert torch.equal(mask, stage.decide(dataclasses.replace(batch, memory={}, across={})).mask)
         for i, lengths in enumerate(rows):
             if sum(lengths):
-                one = stage.decide(cache_entries(rows, text=text, alone=i)).mask
-                assert torch.equal(mask[i : i + 1, :, -one.shape[2] :], one)
+                one = stage.decide(cache_entries(rows, text=text, alone=i, layer=stage.layers[-1]))
+                here = slice(-one.mask.shape[2], None)
+                assert torch.equal(mask[i : i + 1, :, here], one.mask)
+                for new, alone in ((decision.keys, one.keys), (decision.values, one.values)):
+                    assert (new is None) == (alone is None)
+                    if new is not None:
+                        torch.testing.assert_close(new[i : i + 1, :, here][one.mask], alone[one.mask])
+        for new, old in ((decision.keys, batch.keys), (decision.values, batch.values)):
+            assert new is None or stage.mixes
+            assert new is None or torch.equal(new[~batch.candidate], old[~batch.candidate])
+            assert new is None or keep is not WHOLE or torch.equal(new, old)
         assert keep is not WHOLE or torch.equal(mask & batch.candidate, batch.candidate)
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_cache_budgets_of_layers(name: str) -> None:
+    """One budget for every layer, which a method that acts in fewer layers need not use."""
+    budgets = tuple(max(0.1, 1 - i / INFO.decoder_layers) for i in range(INFO.decoder_layers))
+    method = build_method(name, {"keep": list(budgets)})
+    assert method.keep == budgets  # type: ignore[attr-defined]
+    assert hash(method) == hash(build_method(name, {"keep": budgets}))
+    for stage in method.stages(INFO):
+        for layer in stage.layers:
+            entries = cache_entries([(2, 40, 5), (9, 0, 3)], layer=layer)
+            kept = (stage.decide(entries).mask & entries.candidate).sum(2)
+            assert kept.tolist() == [[token_count(budgets[layer], n)] * 2 for n in (40, 0)]
+    with pytest.raises(ValueError, match="keep must be one budget or 32, one for every decoder layer"):
+        build_method(name, {"keep": (0.5, 0.25)}).stages(INFO)
+    with pytest.raises(ValueError, match=r"keep must be a ratio in \(0, 1\]"):
+        build_method(name, {"keep": (0.5, 25.0)})

@@ -155,6 +155,32 @@ def test_the_key_set_never_leaves(block):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("positions", ["original", "compact"])
+def test_what_leaves_in_the_decoder_leaves_the_caches_between_the_filters(positions):
+    """Rows of a batch lose different numbers; later tokens see of each layer what is said to be left, and no more."""
+    model = tiny_llava()
+    rows = prompt(5, 0, 7, seed=1), prompt(2, 0, 3, 0, 2, seed=2)
+    x = {**batch(*rows), "pixel_values": picture(3)}
+    limits = dict(keep=1.0, thresholds=(1.0, 1.0), layers=(2, 4), key_share=0.3, positions=positions)
+    held, answers = [], []
+    for evict in (True, False):
+        with vtprune.applied(model, "mustdrop", **limits, evict=evict):
+            out = model.generate(
+                **x, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
+            )
+            report = vtprune.report(model)
+            held.append([layer.keys.shape[2] - 3 for layer in out.past_key_values.layers])
+            answers.append(torch.stack(out.logits))
+            assert out.past_key_values.get_seq_length() == x["input_ids"].shape[1] + 3
+    visual, left = len(rows[1]) - 7, sum(len(p.kept) for p in report.pictures if p.row == 1)
+    full, short = len(rows[1]), len(rows[1]) - visual + left
+    assert held == [[full, short, short, short, short], [full, full, short, short, short]]
+    torch.testing.assert_close(answers[0][0], answers[1][0])  # the prefill is the same
+    assert (answers[0] - answers[1]).abs().max() > 1e-4
+    assert all(p.tokens_after == sum(len(q.kept) for q in report.pictures) for p in report.places if p.layer == 4)
+
+
+@torch.no_grad()
 def test_the_filter_sees_sums_and_largest_values():
     """Against the maps of eager attention: heads are averaged first."""
     row = prompt(5, 0, 7, seed=1)

@@ -87,12 +87,14 @@ class Record:
         arrived: (rows,), how many candidates the prompts of a row have brought in; 0 before its first picture.
         memory: Per method its own tensors by name: (rows, kv_heads, entries) where a name ends with "_of_entries",
             which get zeros for new entries; all others have rows first.
+        across: What belongs to all layers of a method together, in the record of the first of them; rows first.
     """
 
     def __init__(self, candidate: Tensor, arrived: Tensor) -> None:
         self.candidate = candidate
         self.arrived = arrived
         self.memory: dict[str, dict[str, Tensor]] = {}
+        self.across: dict[str, dict[str, Tensor]] = {}
 
     def _update(self, each: Callable[[Tensor], Tensor], entries_only: bool = False) -> None:
         self.candidate = each(self.candidate)
@@ -102,6 +104,8 @@ class Record:
             for name, x in memory.items():
                 if not entries_only or name.endswith("_of_entries"):
                     memory[name] = each(x)
+        for across in () if entries_only else self.across.values():
+            across.update({name: each(x) for name, x in across.items()})
 
     def extend(self, new: Tensor, pictures: Tensor, earlier: Tensor) -> None:
         """Append the entries of a call.

@@ -282,6 +282,8 @@ class Chain:
             self._check_trial(stage, stage.stage.trial, integration)
         if (stage.stage.text or stage.stage.decodes) and stage.stage.place is not Place.CACHE:
             raise TypeError(f"{stage.method}: only a stage at the cache can evict text, or act while decoding.")
+        if stage.stage.late and (stage.stage.place is not Place.CACHE or stage.signals or stage.stage.decodes):
+            raise TypeError(f"{stage.method}: a late stage acts at the cache, once, and gets no signals.")
         late = stage.stage.place in (Place.DECODER_LAYER, Place.CACHE)
         if stage.stage.shares and (late or stage.stage.prunes):
             raise ValueError(f"{stage.method}: only tokens that merge before the language model can share a state.")

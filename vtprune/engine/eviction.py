@@ -71,15 +71,15 @@ class Ran(NamedTuple):
 
     Attributes:
         layer: Its index.
-        hidden: (rows, slots, width), its normalised hidden states.
-        rotation: Of all slots.
+        hidden: (rows, slots, width), its normalised hidden states, and
+        rotation: of all slots; None once they are no longer held, behind the last layer.
         slots: The slots that are there.
         shown: What pictures there are; None in a call without any.
     """
 
     layer: int
-    hidden: Tensor
-    rotation: Rotation
+    hidden: Tensor | None
+    rotation: Rotation | None
     slots: Slots
     shown: Shown | None
 
@@ -91,8 +91,10 @@ class Eviction:
         self.integration = integration
         self.step = step
         self.ran: Ran | None = None
+        self.noted: dict[int, Ran] = {}  # layers at which stages act behind the last one
         self.shown: tuple[Slots, Shown | None] | None = None  # what was seen last
         self.rows: dict[tuple[Rows, tuple[int, ...]], Rows] = {}  # new histories, by the old one and what rows keep
+        self.across: dict[str, dict[str, Tensor]] = {}  # what methods that act once remember from layer to layer
 
     def acts(self, stage: ChainStage, layer: int) -> bool:
         """Whether a stage acts in this call: where there are new pictures, or on a cache that it has seen before."""
@@ -104,17 +106,24 @@ class Eviction:
 
     def attended(self, layer: int, hidden: Tensor, rotation: Rotation) -> None:
         """Remember what a layer's attention was given, until `run`."""
+        cos, sin = (x.expand(len(hidden), -1, -1) for x in rotation)
+        self.ran = Ran(layer, hidden.detach(), (cos, sin), *self._there())
+
+    def note(self, layer: int) -> None:
+        """Remember which slots a layer has seen, until the last one has run."""
+        if self.step.layout is not None:
+            self.noted[layer] = Ran(layer, None, None, *self._there())
+
+    def _there(self) -> tuple[Slots, Shown | None]:
+        """The slots that are there, and what pictures are."""
         slots = self.step.slots
         if self.shown is None or self.shown[0] is not slots:
             self.shown = slots, Shown.of(self.step)
-        cos, sin = (x.expand(len(hidden), -1, -1) for x in rotation)
-        self.ran = Ran(layer, hidden.detach(), (cos, sin), slots, self.shown[1])
+        return self.shown
 
-    def run(self, stage: ChainStage) -> None:
-        """Show a stage the entries of the layer that ran, and let leave what it does not keep."""
-        step, ran = self.step, self.ran
-        if ran is None:
-            return
+    def run(self, stage: ChainStage, ran: Ran) -> None:
+        """Show a stage the entries of a layer that ran, and let leave what it does not keep."""
+        step = self.step
         if stage.stage.decodes:
             step._link_rows()
         held: Any = step._cached()[ran.layer]
@@ -136,40 +145,65 @@ class Eviction:
                 arrived = ran.shown.arrived.to(device)
         else:
             candidate, arrived = record.candidate & there[:, None], record.arrived[:, None]
-        index, counted = self._queries(stage, ran)
-        cos, sin = (gather_rows(x, index) for x in ran.rotation)
-        module = self.integration.decoder_layers[ran.layer]
+        queries, index, counted = self._queries(stage, ran, held)
         decision = stage.decide(
             CacheEntries(
                 layer=ran.layer,
-                queries=self.integration.decoder_queries(module, gather_rows(ran.hidden, index), cos, sin),
+                queries=queries,
                 query_at=index.to(device) + past,
                 query_valid=None if counted is None else counted.to(device),
                 keys=held.keys.detach(),
                 values=held.values.detach(),
-                scale=self.integration.decoder_scale(module),
+                scale=self.integration.decoder_scale(self.integration.decoder_layers[ran.layer]),
                 valid=there,
                 candidate=candidate,
                 picture=picture,
                 arrived=arrived,
                 memory={} if record is None else record.memory[stage.method],
+                across=self._across(stage),
+                alive=self._alive(ran, past).to(device) if stage.stage.late else None,
             )
         )
         if decision is None:
             return
         if not isinstance(decision, Keep) or decision.mix is not None:
             raise TypeError(f"{stage.method}: a stage at the cache must return a plain Keep, got {decision!r}.")
+        self._renew(stage, held, decision)
         keep = (decision.mask.to(device) | ~candidate) & there[:, None]
         if ran.shown is not None:
             kept, shown = keep[:, :, past:], ran.shown.visual.to(device)
             step.events.append(Evicted(stage, ran.layer, [shown], [shown & kept[:, 0]], kept))
         self._evict(stage, ran.layer, keep, there)
 
-    def _queries(self, stage: ChainStage, ran: Ran) -> tuple[Tensor, Tensor | None]:
+    def _alive(self, ran: Ran, past: int) -> Tensor:
+        """Bool (rows, entries): what is there behind the last layer of what a layer holds, earlier entries included."""
+        step, now = self.step, self.step.slots
+        here = ran.slots.index
+        if here is None:
+            here = torch.arange(step.original_length, device=step.device).expand(step.batch, -1)
+        if now.index is None:
+            alive = torch.ones_like(here, dtype=torch.bool)
+        else:
+            to = now.index if now.valid is None else torch.where(now.valid, now.index, step.original_length)
+            left = torch.zeros(step.batch, step.original_length + 1, dtype=torch.bool, device=step.device)
+            alive = left.scatter(1, to, True).gather(1, here)
+        return nn.functional.pad(alive, (past, 0), value=True)
+
+    def _queries(self, stage: ChainStage, ran: Ran, held: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Queries that a stage asks for (rows, heads, n, head_dim), their slots (rows, n), and which of them count."""
+        if ran.hidden is None or ran.rotation is None:
+            none = torch.zeros(len(held.keys), 0, dtype=torch.long, device=held.keys.device)
+            return held.keys[:, :, :0], none, None
+        index, counted = self._asking(stage, ran, ran.hidden)
+        cos, sin = (gather_rows(x, index) for x in ran.rotation)
+        module = self.integration.decoder_layers[ran.layer]
+        return self.integration.decoder_queries(module, gather_rows(ran.hidden, index), cos, sin), index, counted
+
+    def _asking(self, stage: ChainStage, ran: Ran, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """Slots of the queries that a stage asks for, (rows, n), and which of them count, None for all."""
-        slots, device = ran.slots, ran.hidden.device
+        slots, device = ran.slots, hidden.device
         if ran.shown is None or "all_queries" in stage.signals:
-            return torch.arange(slots.width, device=device).expand(len(ran.hidden), -1), slots.valid
+            return torch.arange(slots.width, device=device).expand(len(hidden), -1), slots.valid
         visual = ran.shown.visual
         there = torch.ones_like(visual) if slots.valid is None else slots.valid
         last, _ = query_rows("last_query", visual.long(), slots.valid)
@@ -191,6 +225,28 @@ class Eviction:
         if record.candidate.shape[2] < entries:
             record.extend(new, pictures, earlier)
         return record
+
+    def _across(self, stage: ChainStage) -> dict[str, Tensor]:
+        """What a stage remembers from layer to layer; from call to call, too, if it goes on at later ones."""
+        if not stage.stage.decodes:
+            return self.across.setdefault(stage.method, {})
+        first: Any = self.step._cached()[min(stage.layers)]
+        record: Record = first.record
+        return record.across.setdefault(stage.method, {})
+
+    def _renew(self, stage: ChainStage, held: Any, decision: Keep) -> None:
+        """Put new keys and values in the place of a layer's."""
+        for name, new in (("keys", decision.keys), ("values", decision.values)):
+            if new is None:
+                continue
+            old = getattr(held, name)
+            if not stage.stage.mixes:
+                raise TypeError(f"{stage.method}: a stage that returns new {name} must say so by mixes=True.")
+            if new.shape != old.shape:
+                raise ValueError(
+                    f"{stage.method}: new {name} must have shape {tuple(old.shape)}, got {tuple(new.shape)}."
+                )
+            setattr(held, name, new.to(old))
 
     def _evict(self, stage: ChainStage, layer: int, keep: Tensor, there: Tensor) -> None:
         """Let entries of a layer leave.
@@ -247,8 +303,9 @@ class EvictionHooks:
         self.integration = integration
         self.step = step
         self.stages: dict[int, list[ChainStage]] = {}
+        self.late = [stage for stage in chain.cache_stages if stage.stage.late]
         for stage in chain.cache_stages:
-            for layer in stage.layers:
+            for layer in () if stage.stage.late else stage.layers:
                 self.stages.setdefault(layer, []).append(stage)
         self.local = threading.local()
 
@@ -265,25 +322,52 @@ class EvictionHooks:
                 before(layers[i + 1], self._act)
             else:
                 after(layers[i], self._act)
+        for i in sorted({layer for stage in self.late for layer in stage.layers}):
+            after(layers[i].get_submodule("self_attn"), self._note(i))
+        if self.late:
+            after(layers[-1], self._act_late)
+
+    def _eviction(self) -> Eviction | None:
+        """What belongs to the call that is under way."""
+        step = self.step()
+        eviction: Eviction | None = getattr(self.local, "eviction", None)
+        if eviction is None or eviction.step is not step:
+            self.local.eviction = eviction = None if step is None else Eviction(self.integration, step)
+        return eviction
 
     def _attended(self, layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            step = self.step()
-            eviction: Eviction | None = getattr(self.local, "eviction", None)
-            if eviction is None or eviction.step is not step:
-                self.local.eviction = eviction = None if step is None else Eviction(self.integration, step)
+            eviction = self._eviction()
             if eviction is not None and any(eviction.acts(stage, layer) for stage in self.stages[layer]):
                 hidden = args[0] if args else kwargs["hidden_states"]
                 eviction.attended(layer, hidden, kwargs["position_embeddings"])
 
         return hook
 
+    def _note(self, layer: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            if (eviction := self._eviction()) is not None:
+                eviction.note(layer)
+
+        return hook
+
     def _act(self, module: nn.Module, *_: Any) -> None:
-        eviction: Eviction | None = getattr(self.local, "eviction", None)
-        if eviction is None or eviction.ran is None or eviction.step is not self.step():
+        eviction = self._eviction()
+        if eviction is None or (ran := eviction.ran) is None:
             return
         with torch.no_grad():
-            for stage in self.stages[eviction.ran.layer]:
-                if eviction.acts(stage, eviction.ran.layer):
-                    eviction.run(stage)
+            for stage in self.stages[ran.layer]:
+                if eviction.acts(stage, ran.layer):
+                    eviction.run(stage, ran)
         eviction.ran = None
+
+    def _act_late(self, *_: Any) -> None:
+        eviction = self._eviction()
+        if eviction is None:
+            return
+        with torch.no_grad():
+            for stage in self.late:
+                for layer in stage.layers:
+                    if layer in eviction.noted and eviction.acts(stage, layer):
+                        eviction.run(stage, eviction.noted[layer])
+        eviction.noted = {}

@@ -33,12 +33,17 @@ class Keep:
             features do not mix. For reports.
         marked: (pictures, tokens), at the encoder's output: which tokens the method's stages at decoder layers shall
             know again, or what numbers they shall have there, as `VisualTokens.marked`; None if there are none.
+        keys: At the cache: new keys of all entries, (rows, kv_heads, entries, head_dim), of which those that stay are
+            used; None leaves them as they are. The stage must say so by `mixes`.
+        values: The same of the values, (rows, kv_heads, entries, value_dim).
     """
 
     mask: Tensor
     mix: Callable[[Tensor], Tensor] | None = None
     owner: Tensor | None = None
     marked: Tensor | None = None
+    keys: Tensor | None = None
+    values: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,19 @@ def latest(entries: CacheEntries, count: int) -> CacheEntries:
     valid = counted(entries)
     if valid.shape[1] <= count:
         return entries
-    index, kept = compact_index(valid & (age(valid) < count))
+    return _asked_by(entries, valid & (age(valid) < count))
+
+
+def behind_pictures(entries: CacheEntries) -> CacheEntries:
+    """The same entries, shown with the queries of the text behind the last picture, and always with the last query."""
+    visual, valid = entries.picture >= 0, counted(entries)
+    last = torch.where(visual, torch.arange(visual.shape[1], device=visual.device), -1).amax(1, keepdim=True)
+    return _asked_by(entries, valid & ((entries.query_at > last) | (age(valid) == 0)))
+
+
+def _asked_by(entries: CacheEntries, chosen: Tensor) -> CacheEntries:
+    """The same entries, shown with some of the queries only, bool (rows, n)."""
+    index, kept = compact_index(chosen)
     queries = gather_rows(entries.queries.transpose(1, 2), index).transpose(1, 2)
     return dataclasses.replace(entries, queries=queries, query_at=entries.query_at.gather(1, index), query_valid=kept)
 

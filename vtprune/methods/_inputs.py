@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from vtprune.budget import Budget, token_count, token_counts
+from vtprune.budget import Budget, LayerBudget, token_count, token_counts
 from vtprune.methods._tiles import Tiles
 
 
@@ -273,6 +273,10 @@ class CacheEntries:
             if text may leave or earlier calls count, decoded tokens excepted.
         memory: With `Stage(decodes=True)`, tensors that live as long as the cache and follow its rows; under names that
             end with "_of_entries" (rows, kv_heads, entries), which follow the entries and get zeros for new ones.
+        across: The same for all layers of the method together, for stages that compare layers; rows first, no entries.
+            Without `Stage(decodes=True)` it lives as long as this call.
+        alive: bool, (rows, entries), what has not left before the end of the last layer; present with
+            `Stage(late=True)`.
     """
 
     layer: int
@@ -287,7 +291,10 @@ class CacheEntries:
     picture: Tensor
     arrived: Tensor
     memory: dict[str, Tensor]
+    across: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    alive: Tensor | None = None
 
-    def counts(self, keep: Budget) -> Tensor:
-        """(rows,): how many candidates `keep` allows, summed over what has a budget of its own."""
-        return token_counts(keep, self.arrived).sum(1)
+    def counts(self, keep: LayerBudget) -> Tensor:
+        """(rows,): how many candidates `keep` allows in this layer, summed over what has a budget of its own."""
+        budget = keep[self.layer] if isinstance(keep, Sequence) else keep
+        return token_counts(budget, self.arrived).sum(1)

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 
 import torch
 
-from vtprune.budget import Budget
+from vtprune.budget import LayerBudget
 from vtprune.methods._entries import age, counted, latest, share
 from vtprune.methods._select import check_number
-from vtprune.methods.base import CacheEntries, Keep, Method, ModelInfo, Place, Stage
+from vtprune.methods.base import CacheEntries, Keep, Method, ModelInfo, Place, Stage, all_layers
 from vtprune.methods.h2o import accumulated, heavy_and_recent
 from vtprune.methods.registry import register
 
@@ -42,8 +42,11 @@ class A2SF(Method):
     paper = "A2SF, arXiv 2407.20485"
     cost = "N (log(1e-6) / log(forgetting)) C per decoder layer"
     needs_text = True
+    layered = True
 
-    keep: Budget = 0.25  # ratio in (0, 1] or entries per picture, in each head; with `text`, of the whole prompt
+    keep: LayerBudget = (
+        0.25  # ratio in (0, 1] or entries per picture and head, or a list by layer; with `text`, of the prompt
+    )
     forgetting: float = 0.95  # in (0, 1], weight of a query relative to the next one; 1 forgets nothing
     recent: float = 0.0  # share in [0, 1] of what is kept that is left to the most recent ones, rounded down
     text: bool = False  # whether text may leave too
@@ -59,7 +62,7 @@ class A2SF(Method):
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """One eviction in every layer."""
-        signals, layers = frozenset({"all_queries"}), tuple(range(model.decoder_layers))
+        signals, layers = frozenset({"all_queries"}), all_layers(model, self.keep)
         return [Stage(Place.CACHE, self.decide, layers, signals, text=self.text, decodes=self.decodes)]
 
     def decide(self, entries: CacheEntries) -> Keep:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
-from vtprune.budget import Budget, check_keep
+from vtprune.budget import Budget, LayerBudget, check_keep, check_layer_keep
 from vtprune.methods._decisions import Group, Keep, Replace, Resize
 from vtprune.methods._inputs import (
     CacheEntries,
@@ -50,6 +50,7 @@ __all__ = [
     "TextRows",
     "Tiles",
     "VisualTokens",
+    "all_layers",
     "check_layer",
 ]
 
@@ -136,7 +137,8 @@ class Stage:
         after_block: Encoder layers only: act on the output of the block, instead of between attention and MLP.
         prunes: Encoder layers only: tokens may be dropped (`Keep`), not only merged.
         ragged: Encoder layers only: pictures may keep different numbers of tokens.
-        mixes: Encoder output and decoder layers: whether kept tokens may get new features (`Keep.mix`).
+        mixes: Encoder output and decoder layers: whether kept tokens may get new features (`Keep.mix`). Cache: whether
+            kept entries may get new keys and values (`Keep.keys`, `Keep.values`).
         needs_grid: Whether the stage makes new features of whole grids; implies `needs_all`.
         needs_all: Whether the stage needs every token of what it decides on, unmerged and unpruned.
         over_time: Whether a stage that needs the grid needs all frames of a video in it.
@@ -154,6 +156,8 @@ class Stage:
         observations: Decoder layers only: what to note of layers before; a method notes each part of a layer once.
         text: Cache only: text may be evicted too, in prompts with pictures.
         decodes: Cache only: it acts in all later calls too, at every decoded token; else once, on new pictures.
+        late: Cache only: it acts behind the last layer, layer by layer, and is shown what is still there
+            (`CacheEntries.alive`), but no queries.
         trial: Decoder layer 0 only: run the layers before this one on trial first, and show the stage what it would be
             shown at that layer's input, had nothing left. What it drops then leaves before layer 0.
     """
@@ -178,6 +182,7 @@ class Stage:
     observations: tuple[Observation, ...] = ()
     text: bool = False
     decodes: bool = False
+    late: bool = False
     trial: int | None = None
 
 
@@ -187,7 +192,8 @@ class Method:
     Class attributes describe it: `kind` (pruning, merging, frequency, exit, cache, baseline), `paper` (title, arXiv
     id), `cost` (leading terms of its operations on one picture, in the letters of docs/methods.md), `needs_text`,
     `needs_training`, and `positions`, the default position rule; `needs_video` if it leaves pictures as they are,
-    `adaptive` if the number of tokens follows from what they show and meets `keep` only roughly.
+    `adaptive` if the number of tokens follows from what they show and meets `keep` only roughly; `layered` if `keep`
+    may be a sequence with a budget for every decoder layer.
     """
 
     name: ClassVar[str]
@@ -199,6 +205,7 @@ class Method:
     needs_training: ClassVar[bool] = False
     needs_video: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
+    layered: ClassVar[bool] = False
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """The method's stages on a model.
@@ -211,10 +218,24 @@ class Method:
     def __post_init__(self) -> None:
         """Check the budget and the position rule; subclasses with more parameters extend this."""
         if hasattr(self, "keep"):
-            object.__setattr__(self, "keep", check_keep(self.keep))
+            object.__setattr__(self, "keep", (check_layer_keep if self.layered else check_keep)(self.keep))
         positions = getattr(self, "positions", "original")
         if positions not in ("auto", "original", "compact"):
             raise ValueError(f"positions must be 'auto', 'original' or 'compact', got {positions!r}.")
+
+
+def all_layers(model: ModelInfo, keep: LayerBudget = 1.0) -> tuple[int, ...]:
+    """All decoder layers of a model, for which there must be as many budgets if `keep` is a sequence.
+
+    Raises:
+        ValueError: It is longer or shorter.
+    """
+    if isinstance(keep, Sequence) and len(keep) != model.decoder_layers:
+        raise ValueError(
+            f"keep must be one budget or {model.decoder_layers}, one for every decoder layer of this model, got "
+            f"{len(keep)}."
+        )
+    return tuple(range(model.decoder_layers))
 
 
 def check_layer(name: str, layer: object, first: int, last: int) -> int:

@@ -21,10 +21,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtprune.budget import Budget
+from vtprune.budget import LayerBudget
 from vtprune.methods._entries import best, newest, received, seen_by, share
 from vtprune.methods._select import check_choice, check_number
-from vtprune.methods.base import CacheEntries, Keep, Method, ModelInfo, Place, Stage
+from vtprune.methods.base import CacheEntries, Keep, Method, ModelInfo, Place, Stage, all_layers
 from vtprune.methods.registry import register
 
 
@@ -41,8 +41,11 @@ class H2O(Method):
     paper = "H2O, NeurIPS 2023, arXiv 2306.14048"
     cost = "N T C per decoder layer; with queries='all' (N + T)^2 C"
     needs_text = True
+    layered = True
 
-    keep: Budget = 0.2  # ratio in (0, 1] or entries per picture, in each head; with `text`, of the whole prompt
+    keep: LayerBudget = (
+        0.2  # ratio in (0, 1] or entries per picture and head, or a list by layer; with `text`, of the prompt
+    )
     recent: float = 0.0  # share in [0, 1] of these that is left to the most recent ones, rounded down
     queries: Literal["closing", "all"] = "closing"  # whose attention counts: of the text behind the pictures, or of all
     mean: bool = False  # divide what an entry received by the number of queries that see it
@@ -57,7 +60,7 @@ class H2O(Method):
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """One eviction in every layer."""
         signals = frozenset({f"{self.queries}_queries"})
-        layers = tuple(range(model.decoder_layers))
+        layers = all_layers(model, self.keep)
         return [Stage(Place.CACHE, self.decide, layers, signals, text=self.text, decodes=self.text)]
 
     def decide(self, entries: CacheEntries) -> Keep:

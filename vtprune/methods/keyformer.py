@@ -21,10 +21,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtprune.budget import Budget
+from vtprune.budget import LayerBudget
 from vtprune.methods._entries import age, best, counted, newest, share
 from vtprune.methods._select import check_choice, check_number, check_whole_numbers
-from vtprune.methods.base import CacheEntries, Keep, Method, ModelInfo, Place, Stage
+from vtprune.methods.base import CacheEntries, Keep, Method, ModelInfo, Place, Stage, all_layers
 from vtprune.methods.h2o import accumulated, heavy_and_recent
 from vtprune.methods.registry import register
 
@@ -42,8 +42,11 @@ class Keyformer(Method):
     paper = "Keyformer, MLSys 2024, arXiv 2403.09054"
     cost = "N T C per decoder layer; with queries='all' (N + T)^2 C"
     needs_text = True
+    layered = True
 
-    keep: Budget = 0.6  # ratio in (0, 1] or entries per picture, in each head; with `text`, of the whole prompt
+    keep: LayerBudget = (
+        0.6  # ratio in (0, 1] or entries per picture and head, or a list by layer; with `text`, of the prompt
+    )
     recent: float = (
         0.0  # share in [0, 1] of these that is left to the most recent ones, rounded down; the paper's is 0.3
     )
@@ -71,7 +74,7 @@ class Keyformer(Method):
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """One eviction in every layer."""
         signals = frozenset({f"{self.queries}_queries"})
-        layers = tuple(range(model.decoder_layers))
+        layers = all_layers(model, self.keep)
         return [Stage(Place.CACHE, self.decide, layers, signals, text=self.text, decodes=self.text)]
 
     def decide(self, entries: CacheEntries) -> Keep:

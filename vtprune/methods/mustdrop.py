@@ -5,13 +5,14 @@ budget is met, or as far as a threshold goes. By default that happens at the enc
 windows that are not uniform, and there the encoder has at least seen their patches one by one.
 
 Inside the language model, if asked for (`thresholds`), tokens leave at four layers that get little attention from all
-of the text together, and from each word of it; but never the key set, those that the encoder attended to most.
+of the text together, and from each word of it; but never the key set, those that the encoder attended to most. What has
+left by the last of these layers leaves the caches of the layers between them, too.
 
 Paper: "Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model" (MustDrop),
 arXiv 2411.10803. Authors' code: github.com/liuting20/MustDrop.
-Differs from the paper in: its third stage, in the cache, is not in here: what left earlier is in no cache, but tokens
-that leave at later layers stay in the caches of the layers before. The paper merges by a threshold behind the
-first block of the encoder: `tau=0.8, block=0`. Every picture is merged by itself (there: as many windows in all of a
+Differs from the paper in: the paper merges by a threshold behind the first block of the encoder: `tau=0.8, block=0`.
+In the caches newlines stay, and positions are those of the prefill (there, positions that do not fit the keys).
+Every picture is merged by itself (there: as many windows in all of a
 batch), tokens stay in the order of the picture, and at the encoder's output the merged token stands in the middle of
 its window. Tokens at the edges that fill no window are left alone; grids that windows of 3 x 3 do not divide, or whose
 budget they cannot meet, have windows of 2 x 2 or 4 x 4 where these fit. `keep` names a budget.
@@ -35,6 +36,7 @@ from vtprune.methods._cuts import check_cuts, cuts_at
 from vtprune.methods._groups import average
 from vtprune.methods._select import check_number, check_whole_numbers, given, index_mask, top_k_mask
 from vtprune.methods.base import (
+    CacheEntries,
     EncoderSignal,
     EncoderTokens,
     Group,
@@ -63,7 +65,7 @@ class MustDrop(Method):
     """
 
     kind = "merging"
-    places = (Place.ENCODER_LAYER, Place.ENCODER_OUTPUT)
+    places = (Place.ENCODER_LAYER, Place.ENCODER_OUTPUT, Place.DECODER_LAYER, Place.CACHE)
     paper = "MustDrop, arXiv 2411.10803"
     cost = "N C; in the decoder, T N C per cut for T tokens of text"
     adaptive = True
@@ -76,6 +78,8 @@ class MustDrop(Method):
     # tokens leave in the decoder; None: they stay. (0.001, 0.001), (0.0012, 0.001), (0.011, 0.01) for 192, 128, 64
     layers: tuple[int, ...] | None = None  # first decoder layers with fewer tokens, >= 1; None: 3, 7, 11 and 15 of 32
     key_share: float = 0.08  # of the tokens behind the encoder, in [0, 1], that never leave in the decoder
+    evict: bool = True  # whether what leaves in the decoder also leaves the caches of the layers between the filters;
+    # False for use beside another method at the cache
     positions: Positions = "auto"  # "auto": "compact" on LLaVA as in the authors' code, "original" on other families
 
     def __post_init__(self) -> None:
@@ -137,6 +141,9 @@ class MustDrop(Method):
             cuts = tuple(cuts_at(self.layers, PAPER, model.decoder_layers))
             rows: frozenset[str | EncoderSignal] = frozenset({"text_rows"})
             found.append(Stage(Place.DECODER_LAYER, self.filter, cuts, rows, positions=self.positions))
+            if self.evict:
+                between = tuple(range(cuts[0] - 1, cuts[-1]))
+                found.append(Stage(Place.CACHE, self.still_there, between, late=True, positions=self.positions))
         return found
 
     def merge_patches(self, tokens: EncoderTokens) -> Group:
@@ -193,6 +200,11 @@ class MustDrop(Method):
         )
         kept = passes(total, largest, tokens.valid.to(total.device), self.thresholds)
         return Keep(kept if tokens.marked is None else (kept | tokens.marked.to(kept.device)) & tokens.valid)
+
+    def still_there(self, entries: CacheEntries) -> Keep:
+        """Keep in the cache what is there behind the last layer."""
+        alive = given(entries.alive, self.name, "alive")
+        return Keep(alive[:, None].expand_as(entries.candidate))
 
     def owners(self, x: Tensor, grid: tuple[int, int, int], count: int) -> Tensor:
         """For every token (pictures, tokens) the one that stands for it, if at most `count` shall be left."""

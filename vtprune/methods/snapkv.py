@@ -19,10 +19,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtprune.budget import Budget
+from vtprune.budget import LayerBudget
 from vtprune.methods._entries import age, best, counted, latest, received, window_sums
 from vtprune.methods._select import check_choice, check_whole_numbers
-from vtprune.methods.base import CacheEntries, Keep, Method, ModelInfo, Place, Stage
+from vtprune.methods.base import CacheEntries, Keep, Method, ModelInfo, Place, Stage, all_layers
 from vtprune.methods.registry import register
 
 
@@ -36,8 +36,11 @@ class SnapKV(Method):
     paper = "SnapKV, NeurIPS 2024, arXiv 2404.14469"
     cost = "N T C per decoder layer, for T <= `window` tokens of text"
     needs_text = True
+    layered = True
 
-    keep: Budget = 0.25  # ratio in (0, 1] or entries per picture, in each head; with `text`, of the whole prompt
+    keep: LayerBudget = (
+        0.25  # ratio in (0, 1] or entries per picture and head, or a list by layer; with `text`, of the prompt
+    )
     window: int = 64  # last tokens of the prompt whose attention counts, >= 1; the paper's scripts use 16 to 64
     kernel: int = 5  # odd number of neighbours over which scores are smoothed, 1 for none
     pool: Literal["mean", "max"] = "mean"  # how they are smoothed
@@ -55,7 +58,7 @@ class SnapKV(Method):
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """One eviction in every layer."""
         queries = "all_queries" if self.text else "closing_queries"
-        layers = tuple(range(model.decoder_layers))
+        layers = all_layers(model, self.keep)
         return [Stage(Place.CACHE, self.decide, layers, frozenset({queries}), text=self.text)]
 
     def decide(self, entries: CacheEntries) -> Keep:

@@ -1,0 +1,192 @@
+"""What every method at the cache promises, against the bare model whose cache is edited by hand after every call."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+import vtprune
+from tests.families import FAMILIES, IMAGE, VIDEO
+from tests.reference import positions_of
+from vtprune.budget import pyramid, token_count
+from vtprune.methods import Keep, Method, Place, build_method, get_method, method_names
+
+CLOSE = dict(atol=1e-4, rtol=1e-4)
+METHODS = [name for name in method_names() if get_method(name).layered]
+BY_STEP = {  # those that let text leave too, at every step: a cache that never grows
+    "a2sf": dict(keep=24, recent=0.25, text=True, decodes=True),
+    "h2o": dict(keep=24, recent=0.5, queries="all", mean=True, text=True),
+    "keyformer": dict(keep=24, recent=0.5, text=True),
+}
+SOME = ["llava-clip", "qwen2_5_vl", "internvl"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Noted(Method):
+    """Another method, whose decisions are written down: by call, layer -> what stays, new keys and values."""
+
+    kind = "cache"
+    places = (Place.CACHE,)
+
+    inner: Method
+    calls: list[dict[int, tuple[Tensor, Tensor | None, Tensor | None]]] = dataclasses.field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    def stages(self, model):
+        return [dataclasses.replace(s, decide=self.noting(s.decide)) for s in self.inner.stages(model)]
+
+    def noting(self, decide):
+        def decided(entries):
+            decision = decide(entries) or Keep(entries.candidate)
+            stays = (decision.mask | ~entries.candidate) & entries.valid[:, None]
+            if not self.calls or entries.layer in self.calls[-1]:
+                self.calls.append({})
+            self.calls[-1][entries.layer] = stays, decision.keys, decision.values
+            return decision
+
+        return decided
+
+
+def noted(name: str, **parameters: Any) -> Noted:
+    return Noted(build_method(name, parameters or {"keep": 0.3}))
+
+
+def edit(cache: Any, call: dict[int, tuple[Tensor, Tensor | None, Tensor | None]]) -> None:
+    """Let entries of a cache of one row leave, head by head."""
+    for layer, (stays, *new) in call.items():
+        held = cache.layers[layer]
+        for name, x in zip(("keys", "values"), new, strict=True):
+            x = getattr(held, name) if x is None else x
+            setattr(held, name, torch.stack([x[0, h, stays[0, h]] for h in range(stays.shape[1])])[None])
+
+
+@contextlib.contextmanager
+def plain_masks(model: Any) -> Iterator[None]:
+    """Every layer of the bare model sees all that it holds, however long its cache is."""
+
+    def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        held = kwargs["past_key_values"].layers
+        past = held[module.layer_idx].get_seq_length() if module.layer_idx < len(held) else 0
+        new = (args[0] if args else kwargs["hidden_states"]).shape[1]
+        return args, {**kwargs, "attention_mask": torch.ones(1, 1, new, past + new, dtype=torch.bool).tril(past)}
+
+    handles = [
+        layer.self_attn.register_forward_pre_hook(hook, with_kwargs=True) for layer in model.model.language_model.layers
+    ]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+def fed(model: Any, family: Any, turns: list[Any], edits: dict[int, Any] | None = None) -> tuple[Tensor, Any]:
+    """Feed rows one after the other, each in one call, and edit the cache; logits of all tokens, and the cache."""
+    positions = positions_of(model, family, turns[0].then(*turns[1:]))
+    cache, logits, start = DynamicCache(config=model.config.get_text_config()), [], 0
+    for number, row in enumerate(turns):
+        end = start + len(row.ids)
+        x = {k: v for k, v in family.inputs(row).items() if k != "attention_mask"}
+        here = positions[:, start:end]
+        given = here[:, None] if len(positions) > 1 else here
+        logits.append(model(**x, past_key_values=cache, position_ids=given, use_cache=True).logits)
+        edit(cache, (edits or {}).get(number, {}))
+        start = end
+    return torch.cat(logits, 1), cache
+
+
+def conversation(family: Any) -> list[Any]:
+    """A prompt with pictures, an answer token by token, a turn with another picture, and one without."""
+    more = (VIDEO, 2) if VIDEO in family.kinds else (2,)
+    answer = [family.row(1, seed=10 + i) for i in range(4)]
+    return [
+        family.row(5, IMAGE, 7, *more),
+        *answer,
+        family.row(3, IMAGE, 9, seed=1),
+        *answer[:2],
+        family.row(4, seed=2),
+    ]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family_name", FAMILIES)
+@pytest.mark.parametrize("name", METHODS)
+def test_equals_editing_the_cache(name: str, family_name: str) -> None:
+    """Turn by turn and token by token, logits are the same, and in the end what the caches hold."""
+    family = FAMILIES[family_name]
+    model, turns = family.model(), conversation(family)
+    settings = [{"keep": 0.3}] + ([BY_STEP[name]] if name in BY_STEP and family_name in SOME else [])
+    for parameters in settings:
+        method = noted(name, **parameters)
+        with vtprune.applied(model, method):
+            logits, cache = fed(model, family, turns)
+        by_step = parameters is not settings[0]
+        acted = [i for i, row in enumerate(turns) if row.items or by_step]
+        assert len(method.calls) == len(acted)
+        with plain_masks(model):
+            expected, edited = fed(model, family, turns, dict(zip(acted, method.calls, strict=True)))
+        torch.testing.assert_close(logits, expected, **CLOSE)
+        for ours, theirs in zip(cache.layers, edited.layers, strict=True):
+            torch.testing.assert_close(ours.keys, theirs.keys, **CLOSE)
+            torch.testing.assert_close(ours.values, theirs.values, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family_name", FAMILIES)
+@pytest.mark.parametrize("name", METHODS)
+def test_only_visual_entries_leave_and_bytes_are_those_of_the_tensors(name: str, family_name: str) -> None:
+    family = FAMILIES[family_name]
+    model = family.model()
+    rows = [family.row(5, IMAGE, 7), family.row(9, seed=2), family.row(1, IMAGE, 2, IMAGE, 4, seed=4)]
+    whole = model(**family.inputs(*rows)).past_key_values
+    method = noted(name)
+    with vtprune.applied(model, method):
+        cache = model(**family.inputs(*rows)).past_key_values
+        report = vtprune.report(model)
+    bytes_of = [sum(x.keys.nbytes + x.values.nbytes for x in held.layers) for held in (whole, cache)]
+    assert [report.kv_bytes_before, report.kv_bytes_after] == bytes_of
+    assert bytes_of[1] < bytes_of[0]
+    (call,) = method.calls
+    for i, (stays, keys, values) in call.items():
+        held, before = cache.layers[i], whole.layers[i]
+        for r, row in enumerate(rows):
+            text = ~row.visual
+            for h in range(stays.shape[1]):
+                kept = stays[r, h, -len(row.ids) :]
+                assert kept[text].all()
+                for found, old, new in ((held.keys, before.keys, keys), (held.values, before.values, values)):
+                    expected = (old if new is None else new)[r, h, -len(row.ids) :][kept]
+                    torch.testing.assert_close(found[r, h, -int(kept.sum()) :], expected, **CLOSE)
+                    # What a prompt without pictures holds, and all text, is what it was.
+                    there = found[r, h, -int(kept.sum()) :][text[kept]]
+                    torch.testing.assert_close(there, old[r, h, -len(row.ids) :][text], **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family_name", SOME)
+@pytest.mark.parametrize("name", METHODS)
+def test_budgets_of_layers_and_heads(name: str, family_name: str) -> None:
+    """Layers hold what their own budget allows; heads of a layer equally many entries, but not the same ones."""
+    family = FAMILIES[family_name]
+    model, row = family.model(), family.row(5, IMAGE, 7)
+    budgets = pyramid(0.4, len(model.model.language_model.layers), 4)
+    assert budgets[0] > 0.6 > 0.2 > budgets[-1]
+    method = noted(name, keep=budgets)
+    with vtprune.applied(model, method):
+        cache = model(**family.inputs(row)).past_key_values
+        report = vtprune.report(model)
+    text, visual = int((~row.visual).sum()), int(row.visual.sum())
+    acted = sorted(method.calls[0])
+    for i, held in enumerate(cache.layers):
+        left = token_count(budgets[i], visual) if i in acted else visual
+        assert held.keys.shape[2] == held.values.shape[2] == text + left
+    assert [p.tokens_after for p in report.places] == [token_count(budgets[i], visual) for i in acted]
+    assert any(not torch.equal(stays[:, 0], stays[:, 1]) for stays, *_ in method.calls[0].values())
