@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -336,10 +336,41 @@ class Integration(ABC):
         names = ("q_proj", "k_proj", "v_proj", "o_proj")
         if not all(hasattr(attention, name) for name in names):
             raise ValueError(
-                f"{self.family_name} has a decoder without {', '.join(names)}, which tokens that share a hidden state "
-                "need; let merged tokens leave instead."
+                f"{self.family_name} has a decoder without {', '.join(names)}, on which this method acts; let tokens "
+                "leave instead (divprune)."
             )
         return (attention.q_proj, attention.k_proj, attention.v_proj), attention.o_proj
+
+    def decoder_mlp(self, layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module, Callable[[Tensor], Tensor]]:
+        """Gate, up and down projection of a decoder layer's gated MLP, and the activation of its gate.
+
+        Raises:
+            ValueError: It is made otherwise.
+        """
+        mlp: Any = layer.mlp
+        names = ("gate_proj", "up_proj", "down_proj", "act_fn")
+        if not all(hasattr(mlp, name) for name in names):
+            raise ValueError(
+                f"{self.family_name} has decoder MLPs without {', '.join(names)}, on which this method acts; let "
+                "tokens leave instead (divprune)."
+            )
+        return mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn
+
+    def decoder_channels(self, layer: nn.Module) -> int:
+        """Intermediate channels of a decoder layer's MLP."""
+        gate: Any = self.decoder_mlp(layer)[0]
+        return gate.out_features
+
+    @property
+    def decoder_heads(self) -> int:
+        """Query heads of a decoder layer."""
+        return self.model.config.get_text_config().num_attention_heads
+
+    @property
+    def decoder_kv_heads(self) -> int:
+        """Key-value heads of a decoder layer."""
+        text = self.model.config.get_text_config()
+        return getattr(text, "num_key_value_heads", None) or text.num_attention_heads
 
     def decoder_width(self, layer: nn.Module) -> int:
         """Width of a decoder layer's attention, query heads * head_dim."""

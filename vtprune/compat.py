@@ -1,19 +1,31 @@
-"""The names of transformers that the engine relies on, in one place; tests/test_compat.py watches over them."""
+"""The names of other libraries that the engine relies on, in one place; tests/test_compat.py watches over them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import output_capturing
 
-__all__ = ["Cache", "DynamicCache", "DynamicLayer", "build_mask", "encoder_arguments", "nothing_collected", "rotate"]
+__all__ = [
+    "Cache",
+    "DynamicCache",
+    "DynamicLayer",
+    "at_hand",
+    "attention_function",
+    "build_mask",
+    "encoder_arguments",
+    "nothing_collected",
+    "rotate",
+]
 
 
 class _Lengths:
@@ -32,6 +44,21 @@ class _Lengths:
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         return self.past + query_length, 0
+
+
+def at_hand(module: nn.Module) -> AbstractContextManager[Any]:
+    """A block in which a module's weights can be read, also where accelerate keeps them elsewhere between calls."""
+    if not hasattr(module, "_hf_hook"):
+        return nullcontext()
+    from accelerate.utils import align_module_device
+
+    return align_module_device(module)
+
+
+def attention_function(module: nn.Module, implementation: str) -> Callable[..., Any]:
+    """The function that an attention module calls under an implementation's name; "eager" is one of its own file."""
+    own = sys.modules[type(module).__module__]
+    return ALL_ATTENTION_FUNCTIONS.get_interface(implementation, own.eager_attention_forward)
 
 
 def build_mask(config: Any, hidden: Tensor, valid: Tensor | None, past: int) -> Any:

@@ -45,10 +45,13 @@ ALWAYS_THERE = {
     Place.ENCODER_LAYER: "keys, queries and residual stream of the block",
     Place.ENCODER_OUTPUT: "features at the encoder's output",
     Place.DECODER_LAYER: "nothing",
+    Place.ATTENTION: "which tokens are visual",
+    Place.MLP: "which tokens are visual",
     Place.CACHE: "keys and values of the decoder layer",
 }
 WORDS = {
     "all_queries": "queries of all tokens in the decoder layer",
+    "cells": "where visual tokens lie in their pictures",
     "closing_queries": "queries of the text after the pictures in the decoder layer",
     "encoder_attention": "attention from [CLS] in the encoder's last used block",
     "hidden": "hidden states that enter the decoder layer",
@@ -58,6 +61,7 @@ WORDS = {
     "pixel_steps": "differences between the pixels of neighbouring tokens",
     "projected": "projected features",
     "queries_keys": "queries and keys of the decoder layer before",
+    "queries_keys_values": "queries, keys and values of the decoder layer",
     "text": "embeddings of the prompt's text",
     "text_queries": "attention of all text tokens in the decoder layer before",
     "text_queries_ahead": "attention of all text tokens in the decoder layer that comes next",

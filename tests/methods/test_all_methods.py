@@ -30,6 +30,8 @@ SIGNALS = {
         "hidden",
         "text",
     },
+    Place.ATTENTION: {"queries_keys_values", "cells"},
+    Place.MLP: set(),
     Place.CACHE: {"closing_queries", "all_queries"},
 }
 BEHIND = {"last_query", "text_queries", "text_rows", "queries_keys"}  # of the layer before; the first has none
@@ -52,7 +54,7 @@ def attention(rows: int = 3, tokens: int = 20) -> Tensor:
 def test_describes_itself(name: str) -> None:
     cls = get_method(name)
     method = build_method(name, {})
-    assert cls.kind in {"pruning", "merging", "frequency", "exit", "cache", "baseline"}
+    assert cls.kind in {"pruning", "merging", "frequency", "exit", "sparse", "cache", "baseline"}
     assert cls.paper or cls.kind in {"baseline", "exit"}
     assert cls.__module__.rpartition(".")[2] == name
     found = method.stages(INFO)
@@ -66,7 +68,8 @@ def test_describes_itself(name: str) -> None:
         of_blocks = {x for x in stage.signals if isinstance(x, EncoderSignal)}
         assert stage.signals - of_blocks <= SIGNALS[stage.place]
         assert not of_blocks or stage.place is Place.ENCODER_OUTPUT
-        decoder = dict.fromkeys((Place.DECODER_LAYER, Place.CACHE), INFO.decoder_layers)
+        inside = (Place.DECODER_LAYER, Place.ATTENTION, Place.MLP, Place.CACHE)
+        decoder = dict.fromkeys(inside, INFO.decoder_layers)
         last = {Place.ENCODER_LAYER: INFO.encoder_layers, **decoder}.get(stage.place, 0)
         assert all(0 <= layer < last for layer in stage.layers)
         assert bool(stage.layers) == (stage.place is not Place.ENCODER_OUTPUT)

@@ -80,10 +80,10 @@ class Rows:
 
 
 class Record:
-    """What stages that evict at later calls too know of a layer's entries; it follows them wherever they go.
+    """What stages that act at later calls too know of a layer's entries; it follows them wherever they go.
 
     Attributes:
-        candidate: Bool (rows, kv_heads, entries), what may leave.
+        candidate: Bool (rows, kv_heads, entries), what may leave; for stages at the attention what is visual.
         arrived: (rows,), how many candidates the prompts of a row have brought in; 0 before its first picture.
         memory: Per method its own tensors by name: (rows, kv_heads, entries) where a name ends with "_of_entries",
             which get zeros for new entries; all others have rows first.
@@ -152,7 +152,13 @@ class VisualCacheLayer(DynamicLayer):
         super().__init__()
         self.index = index
         self.rows = rows
-        self.record: Record | None = None
+        self.record: Record | None = None  # of stages that evict
+        self.noted: Record | None = None  # of stages at the attention
+
+    @property
+    def records(self) -> list[Record]:
+        """What must follow the entries."""
+        return [x for x in (self.record, self.noted) if x is not None]
 
     @property
     def leads(self) -> bool:
@@ -171,22 +177,22 @@ class VisualCacheLayer(DynamicLayer):
         super().reorder_cache(beam_idx)
         if self.leads:
             self.rows.select(beam_idx)
-        if self.record is not None:
-            self.record.select(beam_idx)
+        for record in self.records:
+            record.select(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         if self.leads:
             self.rows.select(indices)
-        if self.record is not None:
-            self.record.select(indices)
+        for record in self.records:
+            record.select(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
         if self.leads:
             self.rows.repeat(repeats)
-        if self.record is not None:
-            self.record.repeat(repeats)
+        for record in self.records:
+            record.repeat(repeats)
 
     def crop(self, tokens_to_remove: int) -> None:
         tokens = abs(tokens_to_remove)
@@ -198,14 +204,14 @@ class VisualCacheLayer(DynamicLayer):
         super().crop(tokens_to_remove)
         if self.leads:
             self.rows.crop(tokens)
-        if self.record is not None:
-            self.record.crop(tokens)
+        for record in self.records:
+            record.crop(tokens)
 
     def reset(self) -> None:
         self.keys = self.values = None
         self.is_initialized = False
         self.rows = Rows(self.index)
-        self.record = None
+        self.record = self.noted = None
 
 
 class PhysicalCache(Cache):

@@ -76,6 +76,16 @@ class ChainStage:
         return "last_row_ahead" in self.signals
 
     @property
+    def sees_queries_keys_values(self) -> bool:
+        """Whether a stage at the attention decides once its queries, keys and values are there."""
+        return "queries_keys_values" in self.signals
+
+    @property
+    def sees_cells(self) -> bool:
+        """Whether it asks where visual slots lie."""
+        return "cells" in self.signals
+
+    @property
     def sees_text(self) -> bool:
         """Whether a stage asks for what the text is at its place."""
         return "text" in self.signals
@@ -101,6 +111,8 @@ SIGNALS = {
     Place.ENCODER_LAYER: frozenset({"values"}),
     Place.ENCODER_OUTPUT: frozenset({"encoder_attention", "pixel_steps", "projected", "text"}),
     Place.DECODER_LAYER: frozenset({*BEHIND, *AHEAD, "last_row_ahead", "queries_keys", "text_rows", "hidden", "text"}),
+    Place.ATTENTION: frozenset({"queries_keys_values", "cells"}),
+    Place.MLP: frozenset(),
     Place.CACHE: frozenset({"closing_queries", "all_queries"}),
 }
 
@@ -128,6 +140,8 @@ class Chain:
             takes_videos=integration.takes_videos,
             encoder_stages=integration.refusal("a method", Place.ENCODER_LAYER.value, False) is None,
             any_size=integration.any_size,
+            decoder_heads=integration.decoder_heads,
+            decoder_kv_heads=integration.decoder_kv_heads,
         )
         for method in methods:
             if method.needs_video and not integration.takes_videos:
@@ -144,7 +158,9 @@ class Chain:
         for stage in self.stages:
             self._check(stage, integration)
         order = list(Place)
-        places = [order.index(s.stage.place) for s in self.stages]
+        # Attention and MLP of a layer do not wait for one another.
+        alike = {Place.MLP: Place.ATTENTION}
+        places = [order.index(alike.get(s.stage.place, s.stage.place)) for s in self.stages]
         if places != sorted(places):
             raise ValueError(
                 f"methods must be chained in the order of their places ({', '.join(order)}), got {self.label}."
@@ -153,6 +169,12 @@ class Chain:
         self.encoder_layer_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_LAYER]
         self.encoder_output_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_OUTPUT]
         self.decoder_stages = [s for s in self.stages if s.stage.place is Place.DECODER_LAYER]
+        self.attention_stages = self._by_layer(Place.ATTENTION)
+        """By layer, the stage that decides about its attention."""
+        self.mlp_stages = self._by_layer(Place.MLP)
+        """By layer, the stage that decides about its MLP."""
+        self.acts_inside = bool(self.attention_stages or self.mlp_stages)
+        """Whether decoder layers compute less on the same tokens."""
         self.cache_stages = [s for s in self.stages if s.stage.place is Place.CACHE]
         before = [
             s for s in self.encoder_output_stages if s.stage.needs_grid and integration.grid_stages == "projector"
@@ -171,6 +193,13 @@ class Chain:
         self.compares_pixels = "pixel_steps" in asked
         self.weighs_keys = any(s.stage.proportional for s in self.encoder_layer_stages)
         self.biases_keys = self.weighs_keys or any(s.stage.ragged for s in self.encoder_layer_stages)
+        for name, observation in self.observations:
+            narrowed = sorted(set(observation.layers) & set(self.mlp_stages))
+            if observation.module.startswith("mlp") and narrowed:
+                raise ValueError(
+                    f"{name} looks at MLPs of decoder layers that {self.mlp_stages[narrowed[0]].method} lets run on "
+                    f"some tokens only ({narrowed}); give them different layers."
+                )
         for layer in range(len(integration.decoder_layers)):
             evicting = [s.method for s in self.cache_stages if layer in s.layers]
             if len(evicting) > 1:
@@ -232,6 +261,18 @@ class Chain:
         # Several stages before the language model, one position rule: the last one's.
         self.door_positions: Positions = encoder_stages[-1].positions if encoder_stages else "original"
 
+    def _by_layer(self, place: Place) -> dict[int, ChainStage]:
+        stages: dict[int, ChainStage] = {}
+        for stage in self.stages:
+            for layer in stage.layers if stage.stage.place is place else ():
+                if layer in stages:
+                    raise ValueError(
+                        f"{stages[layer].method} and {stage.method} both act at the {place.value} of layer {layer}; "
+                        "use one of the two, or give them different layers."
+                    )
+                stages[layer] = stage
+        return stages
+
     @property
     def label(self) -> str:
         """The methods by name, for reports and errors."""
@@ -280,11 +321,13 @@ class Chain:
             self._check_observation(stage, observation, integration)
         if stage.stage.trial is not None:
             self._check_trial(stage, stage.stage.trial, integration)
-        if (stage.stage.text or stage.stage.decodes) and stage.stage.place is not Place.CACHE:
-            raise TypeError(f"{stage.method}: only a stage at the cache can evict text, or act while decoding.")
+        if stage.stage.text and stage.stage.place is not Place.CACHE:
+            raise TypeError(f"{stage.method}: only a stage at the cache can evict text.")
+        if stage.stage.decodes and stage.stage.place not in (Place.CACHE, Place.ATTENTION):
+            raise TypeError(f"{stage.method}: only stages at the cache and at the attention can act while decoding.")
         if stage.stage.late and (stage.stage.place is not Place.CACHE or stage.signals or stage.stage.decodes):
             raise TypeError(f"{stage.method}: a late stage acts at the cache, once, and gets no signals.")
-        late = stage.stage.place in (Place.DECODER_LAYER, Place.CACHE)
+        late = stage.stage.place in (Place.DECODER_LAYER, Place.ATTENTION, Place.MLP, Place.CACHE)
         if stage.stage.shares and (late or stage.stage.prunes):
             raise ValueError(f"{stage.method}: only tokens that merge before the language model can share a state.")
         if stage.stage.place is Place.ENCODER_INPUT and not integration.any_size:

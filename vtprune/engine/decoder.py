@@ -14,15 +14,7 @@ import torch
 from torch import Tensor
 
 from vtprune.compat import Cache
-from vtprune.engine.cache import (
-    PhysicalCache,
-    Rows,
-    cache_of,
-    divide_rows,
-    is_visual,
-    link_rows,
-    physical_length,
-)
+from vtprune.engine.cache import PhysicalCache, Rows, cache_of, divide_rows, is_visual, link_rows, physical_length
 from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.deepstack import DeepStackRows
 from vtprune.engine.door import decide, marks, owners, running, staying
@@ -38,6 +30,7 @@ from vtprune.engine.skipping import Short, Skipping
 from vtprune.engine.slots import Slots, arrived
 from vtprune.engine.trial import Tried, try_out, worth_trying
 from vtprune.engine.visual import Visual, visual_slots
+from vtprune.engine.work import Inside
 from vtprune.integrations.base import Integration, Kind
 from vtprune.kernels import compact_index, gather_rows, ragged_compact
 from vtprune.methods.base import Keep, Observation, Positions, VisualTokens
@@ -52,6 +45,7 @@ class DecoderStep:
         positions: (axes, rows, slots now), position ids.
         sharing: Which slots share a hidden state; None if none do.
         lengths: Per decoder layer, slots per row that are no padding, and cached slots before them.
+        inside: What is computed in decoder layers that compute less on these.
     """
 
     def __init__(self, integration: Integration, chain: Chain, layout: VisualLayout | None) -> None:
@@ -65,7 +59,7 @@ class DecoderStep:
         self.whole: tuple[Short, Tensor, Any] | None = None  # in a layer that tokens pass by: what there is beside it
         self.events: list[Event] = []
         self.memory: dict[str, Any] = {}
-        self.signals = Signals(integration)
+        self.signals = Signals(integration, chain.attention_stages)
         self.observed = Observed()
         self.marks: dict[str, Tensor] = {}  # by method, (rows, slots of the call)
         self.moved = False  # whether slots have left at all
@@ -73,6 +67,7 @@ class DecoderStep:
         self.lengths: dict[int, tuple[list[int], int]] = {}
         self.tried: list[Tried] = []
         self.deep: list[Tensor] = []  # DeepStack features of the visual slots that came through the door
+        self.inside = Inside()
         self.visual: tuple[Slots, Visual] | None = None  # what was seen last
         self.inputs = LayerInputs(integration)
 

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vtprune.compat import encoder_arguments
+from vtprune.engine.attending import AttentionHooks
 from vtprune.engine.blocks import BlockHooks
 from vtprune.engine.calls import call_arguments
 from vtprune.engine.chain import Chain, ChainStage
@@ -22,6 +22,7 @@ from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.deepstack import DeepStackRows
 from vtprune.engine.encoder import EncoderRun
 from vtprune.engine.eviction import EvictionHooks
+from vtprune.engine.feeding import FeedingHooks
 from vtprune.engine.graphs import OutsideGraphs
 from vtprune.engine.layout import VisualLayout, lay_out
 from vtprune.engine.logits import keep_logits, surviving_labels
@@ -55,7 +56,7 @@ class Engine:
         self.chain = chain
         self.local = _Local()
         self.latest: Prefill | None = None
-        self.handles: list[torch.utils.hooks.RemovableHandle] = []
+        self.handles: list[Any] = []  # of hooks, and of what else can be removed
         self.methods: list[tuple[Any, str, Any]] = []  # replaced methods of modules: module, name, what stood there
         self.layer_stages: dict[int, list[ChainStage]] = {}
         for stage in chain.decoder_stages:
@@ -96,6 +97,10 @@ class Engine:
             if self.chain.skipping is not None and i in self.chain.skipping.stage.skips:
                 # First of all hooks, so that a captured hidden state is the whole one.
                 self._after(layer, self._behind_decoder_layer, prepend=True)
+        for inside in (AttentionHooks, FeedingHooks):
+            self.handles += inside(integration, self.chain, lambda: self.local.step).attach(self._before, self._after)
+        for i in self.chain.attention_stages:  # what a compiled attention computes was settled when it was compiled
+            self._replace_method(integration.decoder_layers[i].get_submodule("self_attn"), "forward", OutsideGraphs)
         EvictionHooks(integration, self.chain, lambda: self.local.step).attach(self._before, self._after)
         if self.chain.shares:
             SharingHooks(integration, self._sharing).attach(self._before, self._after)
@@ -256,7 +261,7 @@ class Engine:
             return None
         layout = None
         if local.runs and local.prompt is not None:
-            if self.layer_stages or self.chain.shares or self.chain.skipping is not None:
+            if self.layer_stages or self.chain.shares or self.chain.skipping is not None or self.chain.acts_inside:
                 self._refuse_checkpointing(module)
             layout = self._lay_out(local.prompt, local.on_host, local.runs)
         step = DecoderStep(self.integration, self.chain, layout)

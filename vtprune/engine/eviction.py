@@ -274,8 +274,8 @@ class Eviction:
             gather_rows(x.detach().flatten(0, 1), index).unflatten(0, (rows, heads)) for x in (held.keys, held.values)
         )
         padding = None if valid is None else valid.view(rows, heads, width)
-        if held.record is not None:
-            held.record.take(index.view(rows, heads, width), padding)
+        for record in held.records:
+            record.take(index.view(rows, heads, width), padding)
         old = step.rows[layer]
         if (old, tuple(most)) not in self.rows:
             new = self.rows[old, tuple(most)] = old.split(layer)

@@ -15,6 +15,7 @@ from vtprune.engine.encoder import EncoderRun, Event
 from vtprune.engine.flops import attention_flops, linear_flops
 from vtprune.engine.layout import VisualLayout
 from vtprune.engine.selection import Selected
+from vtprune.engine.work import Work
 from vtprune.integrations.base import Integration
 from vtprune.methods.base import Place
 from vtprune.report import MapReport, PictureReport, PlaceReport, Report
@@ -39,6 +40,7 @@ class Prefill:
         self.batch = step.batch
         self.lengths = step.lengths
         self.tried = step.tried
+        self.work = step.inside.work
         self.states = None if step.sharing is None else step.sharing.counts
         self.original_lengths = step.original_lengths
         self.kv_bytes = _kv_bytes(step)
@@ -104,8 +106,11 @@ class Prefill:
             length, past = self.lengths[i]
             for n in self.original_lengths:
                 before += n * linear + attention_flops(n, past + n, width)
-            for n, states in zip(length, self.states or length, strict=True):
-                after += states * linear + attention_flops(n, past + n, width)
+            if i in self.work:
+                after += self.work[i].flops(self.integration, layer, length, past)
+            else:
+                for n, states in zip(length, self.states or length, strict=True):
+                    after += states * linear + attention_flops(n, past + n, width)
             for tried in self.tried:
                 if i < tried.layers:
                     after += sum(n * linear + attention_flops(n, tried.past[i] + n, width) for n in tried.lengths)
@@ -128,7 +133,7 @@ class Prefill:
         return before, after
 
     def _notes(self) -> tuple[str, ...]:
-        acted = {event.stage.method for event in self.events}
+        acted = {event.stage.method for event in self.events}.union(*(work.methods for work in self.work.values()))
         idle = [name for name in dict.fromkeys(self.chain.names) if name not in acted]
         notes = [f"{name} removed nothing." for name in idle]
         notes += [
@@ -136,6 +141,8 @@ class Prefill:
             "in order to choose; these FLOPs are counted."
             for tried in self.tried
         ]
+        if self.work:
+            notes.append(self._saved_inside())
         if self.states is not None:
             merged = sum(self.original_lengths) - sum(self.states)
             visual = int(self.layout.visual.sum())
@@ -149,6 +156,16 @@ class Prefill:
                 "that have become equal leave the prompt."
             )
         return tuple(notes)
+
+    def _saved_inside(self) -> str:
+        """What layers compute that compute less on the same tokens."""
+        layers, before, after = self.integration.decoder_layers, 0, 0
+        for i, work in self.work.items():
+            before += Work().flops(self.integration, layers[i], *self.lengths[i])
+            after += work.flops(self.integration, layers[i], *self.lengths[i])
+        names = sorted(set().union(*(work.methods for work in self.work.values())))
+        which = f"{len(self.work)} of {len(layers)} decoder layers"
+        return f"{' and '.join(names)}: {which} compute {after / before:.0%} of their FLOPs on the same tokens."
 
 
 def _place(event: Event) -> PlaceReport:

@@ -6,6 +6,7 @@ And of the layer that is about to run: what its query rows would attend to, by i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -193,8 +194,9 @@ class Whole:
 class Signals:
     """What stages ask of the layer before theirs, from its attention to the next layer's input."""
 
-    def __init__(self, integration: Integration) -> None:
+    def __init__(self, integration: Integration, decided: Collection[int] = ()) -> None:
         self.integration = integration
+        self.decided = decided  # layers whose attention function may not be called
         self.captured: dict[str, Asked | Captured | Whole] = {}
 
     def capture(
@@ -213,7 +215,7 @@ class Signals:
             return
         implementation = self.integration.language_model.config._attn_implementation if signal != "text_rows" else None
         answering = any(isinstance(x, Asked) and x.layer == layer for x in self.captured.values())
-        if implementation == NAME and not answering:
+        if implementation == NAME and not answering and layer not in self.decided:
             module = self.integration.decoder_layers[layer].get_submodule("self_attn")
             self.captured[signal] = Asked.by(signal, layer, module, hidden, picture, slots)
             return

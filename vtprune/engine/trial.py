@@ -1,7 +1,7 @@
 """Trial runs: the first decoder layers on all slots, before any of them leaves, so that a stage can look ahead.
 
-Nothing of a trial run stays: no cache is written, no hook of a decoder layer acts, gradients do not flow. Layers attend
-as the model's attention implementation has it, to the keys of earlier calls too.
+Nothing of a trial run stays: no cache is written, no hook of a decoder layer and no stage inside one acts, gradients do
+not flow. Layers attend as the model's attention implementation has it, to the keys of earlier calls too.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def try_out(step: DecoderStep, stage: ChainStage, layers: int, hidden: Tensor, k
     hidden = hidden.detach()
     step.tried.append(Tried(stage.method, layers, step.slots.counts, step.past_length[:layers]))
     visual = None if step.picture is None else step.picture >= 0
+    step.inside.paused = True
     with torch.no_grad(), nothing_collected():
         for i, layer in enumerate(step.integration.decoder_layers[:layers]):
             own = {
@@ -87,4 +88,5 @@ def try_out(step: DecoderStep, stage: ChainStage, layers: int, hidden: Tensor, k
                 features = step.deepstack.select(visual, step.deep[i])
                 hidden = hidden.clone()
                 hidden[visual.to(hidden.device)] += features.to(hidden)
+    step.inside.paused = False
     return hidden

@@ -1,14 +1,18 @@
 """All methods, one idea per file. `vtprune.methods.<name>` holds the method `<name>` and its pure functions."""
 
 from vtprune.methods.base import (
+    Attend,
     CacheEntries,
     Cells,
     EncoderTokens,
+    Feed,
     Group,
     Keep,
+    LayerSlots,
     Method,
     ModelInfo,
     Observation,
+    Part,
     Pictures,
     Pixels,
     Place,
@@ -19,19 +23,25 @@ from vtprune.methods.base import (
     TextRows,
     Tiles,
     VisualTokens,
+    Where,
+    Width,
     check_layer,
 )
 from vtprune.methods.registry import build_method, get_method, method_names, register
 
 __all__ = [
+    "Attend",
     "CacheEntries",
     "Cells",
     "EncoderTokens",
+    "Feed",
     "Group",
     "Keep",
+    "LayerSlots",
     "Method",
     "ModelInfo",
     "Observation",
+    "Part",
     "Pictures",
     "Pixels",
     "Place",
@@ -42,6 +52,8 @@ __all__ = [
     "TextRows",
     "Tiles",
     "VisualTokens",
+    "Where",
+    "Width",
     "build_method",
     "check_layer",
     "get_method",

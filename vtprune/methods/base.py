@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
 from vtprune.budget import Budget, LayerBudget, check_keep, check_layer_keep
+from vtprune.methods._computation import Attend, Feed, LayerSlots, Part, Where, Width
 from vtprune.methods._decisions import Group, Keep, Replace, Resize
 from vtprune.methods._inputs import (
     CacheEntries,
@@ -28,16 +29,20 @@ from vtprune.methods._inputs import (
 from vtprune.methods._tiles import Tiles
 
 __all__ = [
+    "Attend",
     "CacheEntries",
     "Cells",
     "Decide",
     "EncoderSignal",
     "EncoderTokens",
+    "Feed",
     "Group",
     "Keep",
+    "LayerSlots",
     "Method",
     "ModelInfo",
     "Observation",
+    "Part",
     "Pictures",
     "Pixels",
     "Place",
@@ -50,6 +55,8 @@ __all__ = [
     "TextRows",
     "Tiles",
     "VisualTokens",
+    "Where",
+    "Width",
     "all_layers",
     "check_layer",
 ]
@@ -65,6 +72,8 @@ class Place(StrEnum):
     ENCODER_LAYER = "encoder layer"
     ENCODER_OUTPUT = "encoder output"
     DECODER_LAYER = "decoder layer"
+    ATTENTION = "decoder attention"
+    MLP = "decoder MLP"
     CACHE = "decoder cache"
 
 
@@ -79,7 +88,7 @@ class ModelInfo:
     ones after the last used block; `scored_block` is the one that "encoder_attention" stands for. `encoder_heads` is
     the number of their heads. `takes_videos` is False where the model cannot be given one, `encoder_stages` where no
     stage can act between encoder layers. `any_size` is True where the encoder takes pictures of any size, so that they
-    may be made smaller before it.
+    may be made smaller before it. `decoder_heads` and `decoder_kv_heads` are the heads of a decoder layer.
     """
 
     family: str
@@ -94,6 +103,8 @@ class ModelInfo:
     takes_videos: bool = True
     encoder_stages: bool = True
     any_size: bool = False
+    decoder_heads: int = 1
+    decoder_kv_heads: int = 1
 
     def attention_block(self, depth: float) -> int:
         """The block whose attention may be asked for that is nearest to a relative depth, in [0, 1] of the used ones.
@@ -113,7 +124,7 @@ class ModelInfo:
         return min(used, key=lambda block: (abs(block - wanted), -block))
 
 
-Decide = Callable[[Any], Resize | Keep | Replace | Group | None]
+Decide = Callable[[Any], Resize | Keep | Replace | Group | Attend | Feed | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,15 +133,18 @@ class Stage:
 
     Args:
         place: Where it acts.
-        decide: Pure function from `Pixels`, `EncoderTokens`, `Pictures`, `VisualTokens` or `CacheEntries` to a
-            decision; None changes nothing.
+        decide: Pure function from `Pixels`, `EncoderTokens`, `Pictures`, `VisualTokens`, `LayerSlots` or
+            `CacheEntries` to a decision; None changes nothing.
         layers: The encoder or decoder layers at which it acts. A decoder stage acts on the input of the layer, a stage
-            at the cache on what the layer holds once its attention has run.
+            at the attention or the MLP inside it, a stage at the cache on what the layer holds once its attention has
+            run.
         signals: Of "values" (encoder layer); "encoder_attention", "pixel_steps", "projected", "text" and any
             `EncoderSignal` (encoder output); "hidden", "queries_keys", and "last_query" or "text_queries" (decoder
             layer; the latter two: attention of the last prompt token, or of all text tokens after the first visual
             one); "closing_queries" or "all_queries" (cache: whose queries are shown, those of all text after the last
-            visual token, or of the last token where there is none, or everyone's).
+            visual token, or of the last token where there is none, or everyone's); "queries_keys_values" (attention:
+            the stage decides once these are there; without it before they are made, so that some need not be) and
+            "cells" (attention).
         positions: Position ids after a removal: "original", "compact" (dense), or "auto": dense ones on LLaVA-1.5 and
             LLaVA-NeXT, as in the authors' code, and original ones on all other families, as in ports to Qwen-VL.
         proportional: Encoder layers only: weigh each key by its size (adds log(size) to its attention logits).
@@ -155,7 +169,8 @@ class Stage:
             `decide` asks for by `VisualTokens.counts`: nothing is tried where it lets all tokens stay.
         observations: Decoder layers only: what to note of layers before; a method notes each part of a layer once.
         text: Cache only: text may be evicted too, in prompts with pictures.
-        decodes: Cache only: it acts in all later calls too, at every decoded token; else once, on new pictures.
+        decodes: Cache and attention only: it acts in all later calls too, at every decoded token; else once, on new
+            pictures.
         late: Cache only: it acts behind the last layer, layer by layer, and is shown what is still there
             (`CacheEntries.alive`), but no queries.
         trial: Decoder layer 0 only: run the layers before this one on trial first, and show the stage what it would be
@@ -189,8 +204,8 @@ class Stage:
 class Method:
     """Base of all methods. A subclass is a frozen dataclass of parameters, registered with `@register(name)`.
 
-    Class attributes describe it: `kind` (pruning, merging, frequency, exit, cache, baseline), `paper` (title, arXiv
-    id), `cost` (leading terms of its operations on one picture, in the letters of docs/methods.md), `needs_text`,
+    Class attributes describe it: `kind` (pruning, merging, frequency, exit, sparse, cache, baseline), `paper` (title,
+    arXiv id), `cost` (leading terms of its operations on one picture, in the letters of docs/methods.md), `needs_text`,
     `needs_training`, and `positions`, the default position rule; `needs_video` if it leaves pictures as they are,
     `adaptive` if the number of tokens follows from what they show and meets `keep` only roughly; `layered` if `keep`
     may be a sequence with a budget for every decoder layer.
