@@ -326,6 +326,11 @@ class Integration(ABC):
         """Rotated keys (rows, kv_heads, n, head_dim) of a decoder layer for n normalised hidden states per row."""
         return _rotated(layer.self_attn, "k", hidden, cos, sin)
 
+    def decoder_logits(self, hidden: Tensor) -> Tensor:
+        """What the model's last norm and its head make of hidden states."""
+        logits: Tensor = self.model.get_output_embeddings()(self.language_model.norm(hidden))
+        return logits
+
     def decoder_projections(self, layer: nn.Module) -> tuple[tuple[nn.Module, ...], nn.Module]:
         """What makes a decoder layer's queries, keys and values, and what takes its heads' outputs.
 

@@ -16,7 +16,7 @@ from tests.engine.test_signals import CLOSE
 from tests.families import FAMILIES, IMAGE
 from tests.tiny import batch, picture, prompt, tiny_llava
 from vtprune.kernels import attention_scores
-from vtprune.methods import Method, Observation, Place, Stage
+from vtprune.methods import Keep, Method, Observation, Place, Stage
 
 LAYER = 2
 CUT = "fastv:layer=2,keep=0.5"
@@ -216,3 +216,62 @@ def test_text_states():
     assert tokens.text_valid.sum(1).tolist() == [7, 3]
     for i, n in enumerate((7, 3)):
         torch.testing.assert_close(tokens.text[i][tokens.text_valid[i]], embeds[i, -n:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llava-clip", "qwen3_vl", "internvl"])
+def test_closing_text(name):
+    """Behind the last picture, whatever has left; all text where there is no picture, none where nothing follows it."""
+    family = FAMILIES[name]
+    rows = [family.row(5, IMAGE, 7, seed=1), family.row(2, IMAGE, 3, IMAGE, 2, seed=2), family.row(4, seed=3)]
+    rows.append(family.row(3, IMAGE, seed=4))
+    model, seen = family.model(), {}
+    layer = model.model.language_model.layers[LAYER]
+    layer.register_forward_pre_hook(lambda module, args: seen.setdefault("hidden", args[0]))
+    everything, probe = Everything(), Probe(signal="closing_text")
+    with vtprune.applied(model, [everything, probe]):
+        model(**family.inputs(*rows))
+    (tokens,) = probe.seen
+    for i, row in enumerate(rows):
+        visual = row.visual.nonzero().squeeze(1)
+        wanted = len(row.ids) - (int(visual.max()) + 1 if len(visual) else 0)
+        assert int(tokens.closing_valid[i].sum()) == wanted
+        if wanted:
+            torch.testing.assert_close(tokens.closing[i, -wanted:], seen["hidden"][i, -wanted:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Everything(Method):
+    """Lets all visual tokens leave at the layer, but of the last row's."""
+
+    name: ClassVar[str] = "everything"
+    kind = "exit"
+    places = (Place.DECODER_LAYER,)
+
+    def stages(self, model):
+        return [Stage(Place.DECODER_LAYER, self.leave, (LAYER,))]
+
+    def leave(self, tokens):
+        keep = tokens.valid.clone()
+        keep[:-1] = False
+        return Keep(keep)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["llava-clip", "qwen2_5_vl"])
+def test_prediction(name, side):
+    """What the model answers whose last layers were taken away."""
+    family = FAMILIES[name]
+    x = family.inputs(family.row(5, IMAGE, 7, seed=1), family.row(4, IMAGE, 2, seed=3), side=side)
+    model, probe = family.model(), Probe(signal="prediction", layers=(1, 3))
+    vtprune.apply(model, probe)
+    model(**x)
+    vtprune.remove(model)
+    last = x["attention_mask"].shape[1] - 1 - x["attention_mask"].flip(1).argmax(1)
+    for tokens in probe.seen:
+        short = family.model()
+        short.model.language_model.layers = short.model.language_model.layers[: tokens.layer]
+        short.model.language_model.config.num_hidden_layers = tokens.layer
+        logits = short(**x, use_cache=False).logits[torch.arange(2), last]
+        torch.testing.assert_close(tokens.prediction, logits, **CLOSE)

@@ -161,6 +161,9 @@ def visual_tokens(
         torch.ones(rows, 3, dtype=torch.bool),
         noted,
         last_row=last,
+        closing=text,
+        closing_valid=torch.ones(rows, 3, dtype=torch.bool),
+        prediction=torch.randn(1, 7, generator=torch.Generator().manual_seed(layer)).expand(rows, -1),
     )
 
 

@@ -29,6 +29,8 @@ SIGNALS = {
         "queries_keys",
         "hidden",
         "text",
+        "closing_text",
+        "prediction",
     },
     Place.ATTENTION: {"queries_keys_values", "cells"},
     Place.MLP: set(),

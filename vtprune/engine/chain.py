@@ -24,6 +24,9 @@ BEHIND = ("last_query", "text_queries")
 AHEAD = ("last_query_ahead", "text_queries_ahead")
 """The same in the layer that is about to run."""
 
+STATES = ("hidden", "text", "closing_text", "prediction")
+"""What can be asked of the hidden states at the layer's input."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ChainStage:
@@ -110,7 +113,7 @@ SIGNALS = {
     Place.ENCODER_INPUT: frozenset(),
     Place.ENCODER_LAYER: frozenset({"values"}),
     Place.ENCODER_OUTPUT: frozenset({"encoder_attention", "pixel_steps", "projected", "text"}),
-    Place.DECODER_LAYER: frozenset({*BEHIND, *AHEAD, "last_row_ahead", "queries_keys", "text_rows", "hidden", "text"}),
+    Place.DECODER_LAYER: frozenset({*BEHIND, *AHEAD, "last_row_ahead", "queries_keys", "text_rows", *STATES}),
     Place.ATTENTION: frozenset({"queries_keys_values", "cells"}),
     Place.MLP: frozenset(),
     Place.CACHE: frozenset({"closing_queries", "all_queries"}),

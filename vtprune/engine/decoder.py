@@ -25,7 +25,8 @@ from vtprune.engine.observing import Observed
 from vtprune.engine.positions import dense_positions
 from vtprune.engine.selection import Selected
 from vtprune.engine.sharing import Sharing
-from vtprune.engine.signals import Rotation, Signals, on_all_rows, text_states
+from vtprune.engine.showing import show
+from vtprune.engine.signals import Rotation, Signals, on_all_rows
 from vtprune.engine.skipping import Short, Skipping
 from vtprune.engine.slots import Slots, arrived
 from vtprune.engine.trial import Tried, try_out, worth_trying
@@ -33,7 +34,7 @@ from vtprune.engine.visual import Visual, visual_slots
 from vtprune.engine.work import Inside
 from vtprune.integrations.base import Integration, Kind
 from vtprune.kernels import compact_index, gather_rows, ragged_compact
-from vtprune.methods.base import Keep, Observation, Positions, VisualTokens
+from vtprune.methods.base import Keep, Observation, Positions
 
 
 class DecoderStep:
@@ -308,7 +309,7 @@ class DecoderStep:
             return hidden
         if self.visual is None or self.visual[0] is not self.slots:
             self.visual = self.slots, visual_slots(self.slots, self.layout, self.candidates)
-        visual, picture = self.visual[1], self.slots.on(self.layout.picture)
+        visual = self.visual[1]
         at, entering = layer, hidden
         if stage.stage.trial is not None:
             if not worth_trying(stage.stage.budget, self.candidates):
@@ -316,7 +317,7 @@ class DecoderStep:
             at, entering = stage.stage.trial, try_out(self, stage, stage.stage.trial, hidden, kwargs)
         states = gather_rows(entering, visual.at.to(hidden.device)) if stage.sees_hidden or stage.stage.mixes else None
         with torch.no_grad():
-            decision = stage.decide(self._shown(stage, at, entering, visual, states, picture))
+            decision = stage.decide(show(self, stage, at, entering, visual, states))
         if decision is None:
             return hidden
         if not isinstance(decision, Keep):
@@ -332,40 +333,6 @@ class DecoderStep:
 
     # Signals.
 
-    def _shown(
-        self, stage: ChainStage, layer: int, hidden: Tensor, visual: Visual, states: Tensor | None, picture: Tensor
-    ) -> VisualTokens:
-        """What a stage sees."""
-        kept_by = self._kept_by(layer - 1) if stage.captured else (None, None)
-        attention: Tensor | None = None
-        last_row = None
-        if stage.looks_ahead:
-            rotation = on_all_rows(self._rotation(layer, hidden), self.batch)
-            earlier = self._cached()[layer].keys if self.past_length[layer] else None
-            ahead = layer, hidden, rotation, picture, self.slots, earlier, self.rows[layer].valid, visual
-            if stage.queries is not None:
-                attention = self.signals.ahead(stage.queries, *ahead)
-            last_row = self.signals.last_row(*ahead) if stage.sees_last_row else None
-        elif stage.queries is not None:
-            attention = self.signals.attention(stage.queries, *kept_by, visual)
-        text, text_valid = text_states(hidden, picture, self.slots) if stage.sees_text else (None, None)
-        return VisualTokens(
-            layer,
-            visual.number >= 0,
-            visual.number,
-            visual.arrived,
-            attention,
-            self.memory.setdefault(stage.method, {}),
-            states.detach() if states is not None and stage.sees_hidden else None,
-            self.signals.queries_keys(*kept_by, visual) if stage.sees_queries_keys else None,
-            self.signals.text_rows(*kept_by, visual) if stage.sees_text_rows else None,
-            text,
-            text_valid,
-            self.observed.of(stage.method, visual),
-            gather_rows(self.slots.on(self.marks[stage.method]), visual.at) if stage.method in self.marks else None,
-            last_row,
-        )
-
     def capture(self, layer: int, signal: str, hidden: Tensor, rotation: Rotation) -> None:
         """Remember what the next layer's stage will ask of this layer's attention."""
         if self.picture is None or self.layout is None:
@@ -378,12 +345,6 @@ class DecoderStep:
         """Note what a stage wants to know about a part of a layer."""
         if self.layout is not None:
             self.observed.note(method, observation, layer, given, output, self.slots)
-
-    def _kept_by(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
-        """A layer's keys in the cache, if there is one, and which of its slots are no padding; before layer 0 none."""
-        if layer < 0:
-            return None, None
-        return self._cached()[layer].keys if self.cache is not None else None, self.rows[layer].valid
 
     # Afterwards.
 

@@ -316,13 +316,6 @@ def on_all_rows(rotation: Rotation, rows: int) -> Rotation:
     return (cos, sin) if len(cos) == rows else (cos.expand(rows, -1, -1), sin.expand(rows, -1, -1))
 
 
-def text_states(hidden: Tensor, picture: Tensor, slots: Slots) -> tuple[Tensor, Tensor]:
-    """Hidden states of the text after the first picture, (rows, n, width), and which are no padding, (rows, n)."""
-    index, valid = query_rows("text", picture, slots.valid)
-    there = torch.ones_like(index, dtype=torch.bool) if valid is None else valid
-    return gather_rows(hidden.detach(), index.to(hidden.device)), there
-
-
 def query_rows(signal: str, picture: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Slots whose attention a signal is about, (rows, n), and which of them count, None for all.
 

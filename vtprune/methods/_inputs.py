@@ -226,6 +226,11 @@ class VisualTokens:
         marked: (rows, tokens), what the method marked at the encoder's output, bool or numbers; anything on padding;
             None if it marked nothing.
         observed: By module and layer, what an `Observation` measured of the visual tokens, (rows, tokens).
+        closing: (rows, n, width), hidden states of the text behind the last picture, up to the last prompt token,
+            padded on the left; present if "closing_text" was asked for.
+        closing_valid: bool, (rows, n), False on padding.
+        prediction: (rows, vocabulary), what the model would answer to the last prompt token if no further layer ran, as
+            logits by its own last norm and head; present if "prediction" was asked for.
         last_row: The last prompt token's query and all keys of the layer that is about to run; present if
             "last_row_ahead" was asked for.
     """
@@ -244,6 +249,9 @@ class VisualTokens:
     observed: Mapping[tuple[str, int], Tensor] = dataclasses.field(default_factory=dict)
     marked: Tensor | None = None
     last_row: TextRows | None = None
+    closing: Tensor | None = None
+    closing_valid: Tensor | None = None
+    prediction: Tensor | None = None
 
     def counts(self, keep: Budget) -> Tensor:
         """(rows,): how many visual tokens `keep` allows, summed over the row's pictures."""

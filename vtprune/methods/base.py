@@ -139,12 +139,12 @@ class Stage:
             at the attention or the MLP inside it, a stage at the cache on what the layer holds once its attention has
             run.
         signals: Of "values" (encoder layer); "encoder_attention", "pixel_steps", "projected", "text" and any
-            `EncoderSignal` (encoder output); "hidden", "queries_keys", and "last_query" or "text_queries" (decoder
-            layer; the latter two: attention of the last prompt token, or of all text tokens after the first visual
-            one); "closing_queries" or "all_queries" (cache: whose queries are shown, those of all text after the last
-            visual token, or of the last token where there is none, or everyone's); "queries_keys_values" (attention:
-            the stage decides once these are there; without it before they are made, so that some need not be) and
-            "cells" (attention).
+            `EncoderSignal` (encoder output); "hidden", "queries_keys", "closing_text", "prediction", and "last_query"
+            or "text_queries" (decoder layer; the latter two: attention of the last prompt token, or of all text tokens
+            after the first visual one); "closing_queries" or "all_queries" (cache: whose queries are shown, those of
+            all text after the last visual token, or of the last token where there is none, or everyone's);
+            "queries_keys_values" (attention: the stage decides once these are there; without it before they are made,
+            so that some need not be) and "cells" (attention).
         positions: Position ids after a removal: "original", "compact" (dense), or "auto": dense ones on LLaVA-1.5 and
             LLaVA-NeXT, as in the authors' code, and original ones on all other families, as in ports to Qwen-VL.
         proportional: Encoder layers only: weigh each key by its size (adds log(size) to its attention logits).
