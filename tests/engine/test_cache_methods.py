@@ -14,17 +14,22 @@ from transformers import DynamicCache
 
 import vtprune
 from tests.families import FAMILIES, IMAGE, VIDEO
+from tests.methods.inputs import INFO
 from tests.reference import positions_of
 from vtprune.budget import pyramid, token_count
 from vtprune.methods import Keep, Method, Place, build_method, get_method, method_names
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
 METHODS = [name for name in method_names() if get_method(name).layered]
-BY_STEP = {  # those that let text leave too, at every step: a cache that never grows
+LASTING = {  # those that let text leave too, at every step, or before further turns: a cache that never grows for long
     "a2sf": dict(keep=24, recent=0.25, text=True, decodes=True),
     "h2o": dict(keep=24, recent=0.5, queries="all", mean=True, text=True),
     "keyformer": dict(keep=24, recent=0.5, text=True),
+    "spatten": dict(keep=24, recent=0.5, text=True),
+    "spatten-turns": dict(keep=24, recent=0.5, text=True, rule="turns", room=4),
+    "spatten-turns-visual": dict(keep=10, rule="turns"),
 }
+TOGETHER = {"spatten"}  # whose heads keep the same entries
 SOME = ["llava-clip", "qwen2_5_vl", "internvl"]
 
 
@@ -88,8 +93,11 @@ def plain_masks(model: Any) -> Iterator[None]:
         handle.remove()
 
 
-def fed(model: Any, family: Any, turns: list[Any], edits: dict[int, Any] | None = None) -> tuple[Tensor, Any]:
-    """Feed rows one after the other, each in one call, and edit the cache; logits of all tokens, and the cache."""
+def fed(model: Any, family: Any, turns: list[Any], edits: Any = ()) -> tuple[Tensor, Any]:
+    """Feed rows one after the other, each in one call; logits of all tokens, and the cache.
+
+    Edits of the cache are given with the number of the row behind which they are made.
+    """
     positions = positions_of(model, family, turns[0].then(*turns[1:]))
     cache, logits, start = DynamicCache(config=model.config.get_text_config()), [], 0
     for number, row in enumerate(turns):
@@ -98,7 +106,9 @@ def fed(model: Any, family: Any, turns: list[Any], edits: dict[int, Any] | None 
         here = positions[:, start:end]
         given = here[:, None] if len(positions) > 1 else here
         logits.append(model(**x, past_key_values=cache, position_ids=given, use_cache=True).logits)
-        edit(cache, (edits or {}).get(number, {}))
+        for behind, call in edits:
+            if behind == number:
+                edit(cache, call)
         start = end
     return torch.cat(logits, 1), cache
 
@@ -116,27 +126,39 @@ def conversation(family: Any) -> list[Any]:
     ]
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("family_name", FAMILIES)
-@pytest.mark.parametrize("name", METHODS)
-def test_equals_editing_the_cache(name: str, family_name: str) -> None:
+def check_editing(family: Any, method: Noted) -> None:
     """Turn by turn and token by token, logits are the same, and in the end what the caches hold."""
-    family = FAMILIES[family_name]
     model, turns = family.model(), conversation(family)
-    settings = [{"keep": 0.3}] + ([BY_STEP[name]] if name in BY_STEP and family_name in SOME else [])
-    for parameters in settings:
-        method = noted(name, **parameters)
-        with vtprune.applied(model, method):
-            logits, cache = fed(model, family, turns)
-        by_step = parameters is not settings[0]
-        acted = [i for i, row in enumerate(turns) if row.items or by_step]
-        assert len(method.calls) == len(acted)
-        with plain_masks(model):
-            expected, edited = fed(model, family, turns, dict(zip(acted, method.calls, strict=True)))
-        torch.testing.assert_close(logits, expected, **CLOSE)
-        for ours, theirs in zip(cache.layers, edited.layers, strict=True):
-            torch.testing.assert_close(ours.keys, theirs.keys, **CLOSE)
-            torch.testing.assert_close(ours.values, theirs.values, **CLOSE)
+    with vtprune.applied(model, method):
+        logits, cache = fed(model, family, turns)
+    (stage, *_) = method.inner.stages(INFO)
+    behind = []
+    for i, row in enumerate(turns):
+        if i and stage.turns and len(row.ids) > 1:
+            behind.append(i - 1)
+        if row.items or stage.decodes:
+            behind.append(i)
+    with plain_masks(model):
+        expected, edited = fed(model, family, turns, list(zip(behind, method.calls, strict=True)))
+    torch.testing.assert_close(logits, expected, **CLOSE)
+    for ours, theirs in zip(cache.layers, edited.layers, strict=True):
+        torch.testing.assert_close(ours.keys, theirs.keys, **CLOSE)
+        torch.testing.assert_close(ours.values, theirs.values, **CLOSE)
+    assert any(len(held.keys[0, 0]) < cache.get_seq_length() for held in cache.layers)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("name", METHODS)
+def test_equals_editing_the_cache(name: str, family: Any) -> None:
+    check_editing(family, noted(name))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("name", LASTING)
+def test_equals_editing_the_cache_after_every_step(name: str, family: Any) -> None:
+    check_editing(family, noted(name.partition("-")[0], **LASTING[name]))
 
 
 @torch.no_grad()
@@ -174,7 +196,7 @@ def test_only_visual_entries_leave_and_bytes_are_those_of_the_tensors(name: str,
 @pytest.mark.parametrize("family_name", SOME)
 @pytest.mark.parametrize("name", METHODS)
 def test_budgets_of_layers_and_heads(name: str, family_name: str) -> None:
-    """Layers hold what their own budget allows; heads of a layer equally many entries, but not the same ones."""
+    """Layers hold what their own budget allows; heads of a layer equally many entries, mostly not the same ones."""
     family = FAMILIES[family_name]
     model, row = family.model(), family.row(5, IMAGE, 7)
     budgets = pyramid(0.4, len(model.model.language_model.layers), 4)
@@ -189,4 +211,5 @@ def test_budgets_of_layers_and_heads(name: str, family_name: str) -> None:
         left = token_count(budgets[i], visual) if i in acted else visual
         assert held.keys.shape[2] == held.values.shape[2] == text + left
     assert [p.tokens_after for p in report.places] == [token_count(budgets[i], visual) for i in acted]
-    assert any(not torch.equal(stays[:, 0], stays[:, 1]) for stays, *_ in method.calls[0].values())
+    alike = [torch.equal(stays[:, 0], stays[:, 1]) for stays, *_ in method.calls[0].values()]
+    assert all(alike) if name in TOGETHER else not any(alike)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -18,6 +19,7 @@ from vtprune.methods.ems import likeness_weights, mean_received, merged, nearest
 from vtprune.methods.h2o import H2O, accumulated, heavy_and_recent, simulated_mask
 from vtprune.methods.keyformer import Keyformer
 from vtprune.methods.snapkv import SnapKV, observed, smoothed
+from vtprune.methods.spatten import SpAtten, logits, with_room
 
 Case = dict[str, Tensor]
 
@@ -176,6 +178,19 @@ def a2sf(case: Case) -> dict[str, Any]:
     return {"score": score, "kept_idx": slot, "attn_out": outputs_of(entries)}
 
 
+def spatten(case: Case) -> dict[str, Any]:
+    """Layers stand in the place of rows: each decides by itself."""
+    q, k = case["q"], case["k"]
+    start, coming = int(case["start_size"]), int(case["num_coming"])
+    important, recent = (torch.full((len(q),), int(case[f"{x}_size"])) for x in ("important", "recent"))
+    entries = entries_of(q, k, k, k.shape[2] - q.shape[2])
+    SpAtten(rule="turns", text=True).at_turns(entries)
+    mask = with_room(entries.memory["logits_of_entries"], entries.candidate, start, important, recent, coming)
+    slot, keys = taken(mask, _slots(entries), k)
+    single = [dataclasses.replace(entries, queries=x, query_at=torch.zeros(len(q), 1).long()) for x in q.split(1, 2)]
+    return {"raw_logits": torch.stack([logits(x) for x in single], 2), "kept_idx": slot, "kept_k": keys}
+
+
 def _of_block(noise: Tensor, here: slice) -> Tensor:
     return noise[:, :, :, here]
 
@@ -209,12 +224,13 @@ def keyformer(case: Case) -> dict[str, Any]:
     }
 
 
-ADAPTERS = {"a2sf": a2sf, "h2o": h2o, "keyformer": keyformer, "snapkv": kvpress}
+ADAPTERS = {"a2sf": a2sf, "h2o": h2o, "keyformer": keyformer, "snapkv": kvpress, "spatten": spatten}
 METHOD_OF_FOLDER = {"kvpress": "snapkv"}
 INPUTS = {
     "a2sf": {"q", "k", "v"},
     "keyformer": {"q", "k", "v", "noise_prefill", "noise_decode"},
     "h2o": {"q", "k", "v"},
+    "spatten": {"q", "k"},
     # What other methods of that library put out is left aside.
     "snapkv": {
         *("q_prerope", "keys", "values", "cos", "sin", "inv_freq"),

@@ -103,3 +103,28 @@ def test_kvpress(group: int, rows: int, ratio: float, window: int) -> None:
     last = max(mean / 20, 2 * mean - (tokens - window))
     steps = np.linspace(2 * mean - last, last, 8) if last >= window else np.full(8, mean)
     np.testing.assert_array_equal(out["pyramid_budgets"], np.round(steps))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "queries"),
+    [((0, 1, 5, 5), 1), ((3, 7, 9, 4), 2), ((0, 20, 20, 1), 1), ((2, 6, 3, 9), 1), ((0, 9, 40, 0), 1)],
+)
+def test_spatten(sizes: tuple[int, int, int, int], queries: int) -> None:
+    """Without room for recent ones, at the limit, and one beyond it."""
+    rng = np.random.default_rng(2)
+    layers, heads, tokens, dim = 2, 3, 40, 4
+    start, important, recent, coming = sizes
+    q, k = made(rng, layers, heads, queries, dim), made(rng, layers, heads, tokens, dim)
+    names = ("start_size", "important_size", "recent_size", "num_coming")
+    out = outputs("spatten", {"q": q, "k": k, **{x: np.int64(n) for x, n in zip(names, sizes, strict=True)}})
+    raw = q.astype(float) @ np.swapaxes(k, -1, -2) / np.sqrt(dim)
+    np.testing.assert_allclose(out["raw_logits"], raw, **CLOSE)
+    for layer in range(layers):
+        for h in range(heads):
+            kept = list(range(tokens))
+            if tokens + coming > start + important + recent:
+                end = min(tokens, tokens - recent + coming)
+                score = raw[layer, h].sum(0)[start:end]
+                kept = [*range(start), *sorted(start + falling(score)[:important]), *range(end, tokens)]
+            np.testing.assert_array_equal(out["kept_idx"][layer, h], kept)
+            np.testing.assert_array_equal(out["kept_k"][layer, h], k[layer, h, kept])

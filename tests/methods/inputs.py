@@ -204,4 +204,6 @@ def cache_entries(
         picture=(visual.long() - 1)[found, last],
         arrived=new.sum(1, keepdim=True)[found],
         memory={},
+        slot=at[found, : at[:, last].shape[1]],
+        fed=at[:, last].shape[1],
     )

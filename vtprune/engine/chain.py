@@ -179,6 +179,8 @@ class Chain:
         self.acts_inside = bool(self.attention_stages or self.mlp_stages)
         """Whether decoder layers compute less on the same tokens."""
         self.cache_stages = [s for s in self.stages if s.stage.place is Place.CACHE]
+        self.turn_stages = [s for s in self.cache_stages if s.stage.turns]
+        """Those that also act before further turns."""
         before = [
             s for s in self.encoder_output_stages if s.stage.needs_grid and integration.grid_stages == "projector"
         ]
@@ -330,6 +332,10 @@ class Chain:
             raise TypeError(f"{stage.method}: only stages at the cache and at the attention can act while decoding.")
         if stage.stage.late and (stage.stage.place is not Place.CACHE or stage.signals or stage.stage.decodes):
             raise TypeError(f"{stage.method}: a late stage acts at the cache, once, and gets no signals.")
+        if stage.stage.turns and not (stage.stage.place is Place.CACHE and stage.stage.decodes):
+            raise TypeError(
+                f"{stage.method}: a stage that acts before further turns acts at the cache, at later calls."
+            )
         late = stage.stage.place in (Place.DECODER_LAYER, Place.ATTENTION, Place.MLP, Place.CACHE)
         if stage.stage.shares and (late or stage.stage.prunes):
             raise ValueError(f"{stage.method}: only tokens that merge before the language model can share a state.")

@@ -79,6 +79,16 @@ class DecoderStep:
 
     # The door.
 
+    def begin(self, arguments: dict[str, Any]) -> None:
+        """Look at the language model's arguments, and at what the cache holds until now."""
+        inputs = arguments["inputs_embeds"] if arguments.get("inputs_embeds") is not None else arguments["input_ids"]
+        self.batch, self.original_length = inputs.shape[:2]
+        self.device = inputs.device
+        self.cache: Cache | None = cache_of(self.integration.language_model, arguments)
+        self.past = self.cache.get_seq_length() if self.cache is not None else 0
+        layers = len(self.integration.decoder_layers)
+        self.rows = [held.rows for held in self._cached()] if is_visual(self.cache) else [Rows(0)] * layers
+
     def enter(self, arguments: dict[str, Any], mask_on_host: Tensor | None = None) -> dict[str, Any]:
         """Change the language model's arguments: fewer slots, their positions and mask, the physical cache.
 
@@ -86,12 +96,7 @@ class DecoderStep:
             arguments: Of the language model.
             mask_on_host: Copy of its 2-D mask, if there is one already.
         """
-        inputs = arguments["inputs_embeds"] if arguments.get("inputs_embeds") is not None else arguments["input_ids"]
-        self.batch, self.original_length = inputs.shape[:2]
-        self.device = inputs.device
-        self.cache: Cache | None = cache_of(self.integration.language_model, arguments)
-        self.past = past = self.cache.get_seq_length() if self.cache is not None else 0
-        self.rows = self._rows()
+        past = self.past
         self.past_shift = [rows.shift for rows in self.rows]
         self.past_length = [physical_length(self.cache, i) for i in range(len(self.rows))]
         mask = arguments.get("attention_mask")
@@ -157,12 +162,6 @@ class DecoderStep:
 
     def _cached(self) -> list[Any]:
         return self.cache.layers if self.cache is not None else []
-
-    def _rows(self) -> list[Rows]:
-        layers = len(self.integration.decoder_layers)
-        if is_visual(self.cache):
-            return [layer.rows for layer in self._cached()]
-        return [Rows(0)] * layers
 
     # What the slots that are left are, (rows, slots now); None in a call without pictures, or without newlines.
 

@@ -28,6 +28,7 @@ from vtprune.engine.layout import VisualLayout, lay_out
 from vtprune.engine.logits import keep_logits, surviving_labels
 from vtprune.engine.reporting import Prefill
 from vtprune.engine.sharing import Sharing, SharingHooks
+from vtprune.engine.turns import before_turn
 from vtprune.integrations.base import EncoderCall, Integration, Kind
 from vtprune.methods.base import Observation
 
@@ -266,6 +267,8 @@ class Engine:
             layout = self._lay_out(local.prompt, local.on_host, local.runs)
         step = DecoderStep(self.integration, self.chain, layout)
         same_mask = local.prompt is not None and arguments.get("attention_mask") is local.prompt.get("attention_mask")
+        step.begin(arguments)
+        before_turn(self.integration, self.chain.turn_stages, step)
         arguments = step.enter(arguments, local.on_host.get("attention_mask") if same_mask else None)
         local.step = step
         return (), arguments

@@ -160,8 +160,11 @@ class Eviction:
                 picture=picture,
                 arrived=arrived,
                 memory={} if record is None else record.memory[stage.method],
-                across=self._across(stage),
+                across=self.across_layers(stage),
                 alive=self._alive(ran, past).to(device) if stage.stage.late else None,
+                slot=self._original(ran.slots).to(device) + step.past,
+                fed=step.past + step.original_length,
+                grows=record is not None,
             )
         )
         if decision is None:
@@ -173,14 +176,18 @@ class Eviction:
         if ran.shown is not None:
             kept, shown = keep[:, :, past:], ran.shown.visual.to(device)
             step.events.append(Evicted(stage, ran.layer, [shown], [shown & kept[:, 0]], kept))
-        self._evict(stage, ran.layer, keep, there)
+        end = step.original_length if stage.stage.text or step.layout is None else step.layout.end
+        self.evict(stage, ran.layer, keep, there, step.past + end)
+
+    def _original(self, slots: Slots) -> Tensor:
+        """(rows, slots now): slot of the call that each was."""
+        if slots.index is not None:
+            return slots.index
+        return torch.arange(self.step.original_length, device=self.step.device).expand(self.step.batch, -1)
 
     def _alive(self, ran: Ran, past: int) -> Tensor:
         """Bool (rows, entries): what is there behind the last layer of what a layer holds, earlier entries included."""
-        step, now = self.step, self.step.slots
-        here = ran.slots.index
-        if here is None:
-            here = torch.arange(step.original_length, device=step.device).expand(step.batch, -1)
+        step, now, here = self.step, self.step.slots, self._original(ran.slots)
         if now.index is None:
             alive = torch.ones_like(here, dtype=torch.bool)
         else:
@@ -226,7 +233,7 @@ class Eviction:
             record.extend(new, pictures, earlier)
         return record
 
-    def _across(self, stage: ChainStage) -> dict[str, Tensor]:
+    def across_layers(self, stage: ChainStage) -> dict[str, Tensor]:
         """What a stage remembers from layer to layer; from call to call, too, if it goes on at later ones."""
         if not stage.stage.decodes:
             return self.across.setdefault(stage.method, {})
@@ -248,7 +255,7 @@ class Eviction:
                 )
             setattr(held, name, new.to(old))
 
-    def _evict(self, stage: ChainStage, layer: int, keep: Tensor, there: Tensor) -> None:
+    def evict(self, stage: ChainStage, layer: int, keep: Tensor, there: Tensor, end: int) -> None:
         """Let entries of a layer leave.
 
         Args:
@@ -256,6 +263,7 @@ class Eviction:
             layer: The layer.
             keep: Bool (rows, kv_heads, entries), what stays and is no padding.
             there: Bool (rows, entries), what is no padding.
+            end: Logical length up to which entries may leave.
         """
         step = self.step
         rows, heads, entries = keep.shape
@@ -281,8 +289,7 @@ class Eviction:
             new = self.rows[old, tuple(most)] = old.split(layer)
             new.valid = None if padding is None else padding[:, 0].to(step.device)
             new.removed += entries - width
-            end = step.original_length if stage.stage.text or step.layout is None else step.layout.end
-            new.removal_end = max(step.past + end, new.removal_end)
+            new.removal_end = max(end, new.removal_end)
         step.rows[layer] = self.rows[old, tuple(most)]
         left = [i for i, own in enumerate(step.rows) if own is old]
         if left:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from vtprune.budget import Budget, LayerBudget, token_count, token_counts
@@ -285,6 +286,12 @@ class CacheEntries:
             Without `Stage(decodes=True)` it lives as long as this call.
         alive: bool, (rows, entries), what has not left before the end of the last layer; present with
             `Stage(late=True)`.
+        slot: (rows, n), which slot of the conversation each of the last n entries is, those of this call; padding is a
+            slot, too. The same slot has the same number in all layers.
+        fed: Number of slots of the conversation, with those of this call.
+        grows: Whether later calls bring candidates, too, so that a number of entries may exceed what has come.
+        coming: With `Stage(turns=True)`, before a further turn: number of slots that are about to come; no queries are
+            shown. 0 once they are there.
     """
 
     layer: int
@@ -301,8 +308,14 @@ class CacheEntries:
     memory: dict[str, Tensor]
     across: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     alive: Tensor | None = None
+    slot: Tensor | None = None
+    fed: int = 0
+    grows: bool = False
+    coming: int = 0
 
     def counts(self, keep: LayerBudget) -> Tensor:
         """(rows,): how many candidates `keep` allows in this layer, summed over what has a budget of its own."""
         budget = keep[self.layer] if isinstance(keep, Sequence) else keep
+        if self.grows and isinstance(budget, int):
+            return torch.full_like(self.arrived[:, 0], budget)
         return token_counts(budget, self.arrived).sum(1)

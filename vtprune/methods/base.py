@@ -171,6 +171,8 @@ class Stage:
         text: Cache only: text may be evicted too, in prompts with pictures.
         decodes: Cache and attention only: it acts in all later calls too, at every decoded token; else once, on new
             pictures.
+        turns: Cache only: it also acts before every later call of several slots, as a further turn is one
+            (`CacheEntries.coming`); with `decodes`.
         late: Cache only: it acts behind the last layer, layer by layer, and is shown what is still there
             (`CacheEntries.alive`), but no queries.
         trial: Decoder layer 0 only: run the layers before this one on trial first, and show the stage what it would be
@@ -197,6 +199,7 @@ class Stage:
     observations: tuple[Observation, ...] = ()
     text: bool = False
     decodes: bool = False
+    turns: bool = False
     late: bool = False
     trial: int | None = None
 
