@@ -14,21 +14,28 @@ if __name__ == "vtprune.kernels":
     from vtprune.kernels.bipartite_merge import Matching, bipartite_matching, merge_by_owner, owner_map, unmerge
     from vtprune.kernels.flash_attention_with_scores import flash_attention_with_scores
     from vtprune.kernels.greedy_select import greedy_select
+    from vtprune.kernels.quantise import Codes, channel_scale, dequantise, pack_codes, quantise, unpack_codes
     from vtprune.kernels.ragged_compact import compact_index, gather_rows, ragged_compact
 
     __all__ = [
+        "Codes",
         "Matching",
         "attention_column_mass",
         "attention_forward",
         "attention_scores",
         "backend",
         "bipartite_matching",
+        "channel_scale",
         "compact_index",
+        "dequantise",
         "flash_attention_with_scores",
         "gather_rows",
         "greedy_select",
         "merge_by_owner",
         "owner_map",
+        "pack_codes",
+        "quantise",
         "ragged_compact",
         "unmerge",
+        "unpack_codes",
     ]

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.methods.inputs import INFO, cache_entries, encoder_tokens, followed, one_of, pictures, row, visual_tokens
 from vtprune.budget import token_count
 from vtprune.engine.merging import Running
-from vtprune.methods import Group, Keep, ModelInfo, Place, Replace, Stage, build_method, get_method, method_names
+from vtprune.methods import Group, Keep, ModelInfo, Place, Replace, Stage, Store, build_method, get_method, method_names
 from vtprune.methods.base import EncoderSignal
 
 METHODS = method_names()
@@ -266,6 +266,24 @@ WHOLE = 1.0  # not 1, which is one token
 LAYERED = [n for n in acting(Place.CACHE, WITH_KEEP) if get_method(n).layered]  # whose `keep` is that of the cache
 
 
+def rounds(stage: Stage, bits: Tensor, rows: list[tuple[int, int, int]], text: bool, keep: float) -> None:
+    """All heads give equally many candidates as many bits, a batch equals its rows alone, `keep` bounds the mean."""
+    batch = cache_entries(rows, text=text)
+    assert bits.shape == batch.candidate.shape
+    assert not bits[~batch.candidate].any()
+    assert set(bits[batch.candidate].tolist()) <= {2, 4, 8, 16}
+    sizes = bits.sort(dim=2).values
+    assert torch.equal(sizes, sizes[:, :1].expand_as(sizes))
+    assert torch.equal(bits, stage.decide(dataclasses.replace(batch, memory={})).bits)
+    for i, lengths in enumerate(rows):
+        if sum(lengths):
+            one = stage.decide(cache_entries(rows, text=text, alone=i)).bits
+            assert torch.equal(bits[i : i + 1, :, -one.shape[2] :], one)
+    assert keep is not WHOLE or (bits[batch.candidate] == 16).all()
+    allowed = (16 * batch.counts(keep)).maximum(2 * batch.candidate[:, 0].sum(1))  # 2 bits are the least
+    assert (bits[:, 0].sum(1) <= allowed + 14).all()  # the last entry may take more than its share
+
+
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("name", LAYERED)
 @pytest.mark.parametrize("keep", [1, 5, 0.3, WHOLE])
@@ -275,6 +293,9 @@ def test_cache(name: str, keep: float, text: bool) -> None:
     for stage in stages(name, Place.CACHE, keep=keep, **({"text": True} if text else {})):
         batch = cache_entries(rows, text=text, layer=stage.layers[-1])
         decision = stage.decide(batch)
+        if isinstance(decision, Store):
+            rounds(stage, decision.bits, rows, text, keep)
+            continue
         mask = decision.mask
         assert mask.dtype == torch.bool
         assert mask.shape == batch.candidate.shape
@@ -309,7 +330,12 @@ def test_cache_budgets_of_layers(name: str) -> None:
     for stage in method.stages(INFO):
         for layer in stage.layers:
             entries = cache_entries([(2, 40, 5), (9, 0, 3)], layer=layer)
-            kept = (stage.decide(entries).mask & entries.candidate).sum(2)
+            decision = stage.decide(entries)
+            if isinstance(decision, Store):
+                one = build_method(name, {"keep": budgets[layer]}).stages(INFO)[0].decide(entries)
+                assert torch.equal(decision.bits, one.bits)
+                continue
+            kept = (decision.mask & entries.candidate).sum(2)
             assert kept.tolist() == [[token_count(budgets[layer], n)] * 2 for n in (40, 0)]
     with pytest.raises(ValueError, match="keep must be one budget or 32, one for every decoder layer"):
         build_method(name, {"keep": (0.5, 0.25)}).stages(INFO)

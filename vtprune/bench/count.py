@@ -19,6 +19,7 @@ from vtprune import integrations, kernels
 from vtprune.bench.clock import Phases
 from vtprune.bench.generate import Requested, generate
 from vtprune.bench.hooks import Hooks
+from vtprune.engine.cache import held_bytes
 from vtprune.integrations import integrate
 
 # Operators whose result, or its size, the host must wait for on a GPU.
@@ -148,8 +149,7 @@ def _flops(model: Any, request: Requested) -> tuple[dict[str, int], int]:
 
     def see(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         nonlocal held
-        layers = output.past_key_values.layers
-        held = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+        held, _ = held_bytes(output.past_key_values)
 
     on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     known = {} if on_cpu in flop_registry else {on_cpu: _attention_flops}

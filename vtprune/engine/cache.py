@@ -88,6 +88,7 @@ class Record:
         memory: Per method its own tensors by name: (rows, kv_heads, entries) where a name ends with "_of_entries",
             which get zeros for new entries; all others have rows first.
         across: What belongs to all layers of a method together, in the record of the first of them; rows first.
+        acted: Per method the logical length of the cache when it acted last.
     """
 
     def __init__(self, candidate: Tensor, arrived: Tensor) -> None:
@@ -95,6 +96,7 @@ class Record:
         self.arrived = arrived
         self.memory: dict[str, dict[str, Tensor]] = {}
         self.across: dict[str, dict[str, Tensor]] = {}
+        self.acted: dict[str, int] = {}
 
     def _update(self, each: Callable[[Tensor], Tensor], entries_only: bool = False) -> None:
         self.candidate = each(self.candidate)
@@ -169,43 +171,64 @@ class VisualCacheLayer(DynamicLayer):
         """Number of slots that this layer holds."""
         return super().get_seq_length()
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, key-value heads and entries of what this layer holds."""
+        keys: Any = self.keys
+        return tuple(keys.shape[:3])
+
+    @property
+    def held_bytes(self) -> tuple[int, int]:
+        """Bytes of what this layer holds, and what they would be in the type of the model."""
+        keys: Any = self.keys
+        values: Any = self.values
+        return (held := keys.nbytes + values.nbytes), held
+
     def get_seq_length(self) -> int:
         """Number of tokens that were fed in, including those that are no longer held."""
         return self.physical_length + self.rows.removed
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
-        if self.leads:
-            self.rows.select(beam_idx)
-        for record in self.records:
-            record.select(beam_idx)
+        self._selected(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
+        self._selected(indices)
+
+    def _selected(self, index: Tensor) -> None:
+        """What else belongs to the entries follows the rows that were taken."""
         if self.leads:
-            self.rows.select(indices)
+            self.rows.select(index)
         for record in self.records:
-            record.select(indices)
+            record.select(index)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
+        self._repeated(repeats)
+
+    def _repeated(self, times: int) -> None:
+        """What else belongs to the entries follows the rows that were repeated."""
         if self.leads:
-            self.rows.repeat(repeats)
+            self.rows.repeat(times)
         for record in self.records:
-            record.repeat(repeats)
+            record.repeat(times)
 
     def crop(self, tokens_to_remove: int) -> None:
         tokens = abs(tokens_to_remove)
         if self.get_seq_length() - tokens < (least := self.rows.removal_end):
             raise ValueError(
-                f"cannot crop {tokens} tokens: visual tokens were removed among them; a pruned cache can be cropped "
-                f"down to {least} of its {self.get_seq_length()} tokens."
+                f"cannot crop {tokens} tokens: visual tokens were removed or rounded among them; a pruned cache can be "
+                f"cropped down to {least} of its {self.get_seq_length()} tokens."
             )
-        super().crop(tokens_to_remove)
+        self._crop_entries(tokens_to_remove)
         if self.leads:
             self.rows.crop(tokens)
         for record in self.records:
             record.crop(tokens)
+
+    def _crop_entries(self, tokens_to_remove: int) -> None:
+        super().crop(tokens_to_remove)
 
     def reset(self) -> None:
         self.keys = self.values = None
@@ -265,6 +288,29 @@ def physical_length(cache: Cache | None, layer: int) -> int:
         return 0
     held = layers[layer]
     return held.physical_length if isinstance(held, VisualCacheLayer) else held.get_seq_length()
+
+
+def shape_of(layer: Any) -> tuple[int, int, int]:
+    """Rows, key-value heads and entries of a layer that holds some."""
+    return layer.shape if isinstance(layer, VisualCacheLayer) else tuple(layer.keys.shape[:3])
+
+
+def held_bytes(cache: Cache | None) -> tuple[int, int]:
+    """Bytes that a cache holds, and what they would be had nothing left it and nothing been rounded."""
+    held = whole = 0
+    layers: list[Any] = [] if cache is None else cache.layers
+    for layer in layers:
+        if isinstance(layer, VisualCacheLayer):
+            if not (length := layer.physical_length):
+                continue
+            own, plain = layer.held_bytes
+            held += own
+            whole += plain * layer.get_seq_length() // length
+        elif isinstance(getattr(layer, "keys", None), Tensor):
+            own = layer.keys.nbytes + layer.values.nbytes
+            held += own
+            whole += own
+    return held, whole
 
 
 def divide_rows(rows: list[Rows], layer: int) -> None:

@@ -40,6 +40,10 @@ class Event:
         )
         return before, after
 
+    def note(self) -> str:
+        """What there is to say beside the numbers."""
+        return ""
+
 
 class EncoderRun:
     """State of one call of `get_image_features` or `get_video_features`; lives on as long as its features.

@@ -16,15 +16,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vtprune.engine.cache import Record, Rows, VisualCacheLayer
+from vtprune.engine.cache import Record, Rows, VisualCacheLayer, shape_of
 from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.encoder import Event
+from vtprune.engine.packing import store
 from vtprune.engine.signals import Rotation, query_rows
 from vtprune.engine.slots import Slots
 from vtprune.integrations.base import Integration
 from vtprune.kernels import compact_index, gather_rows
-from vtprune.methods.base import CacheEntries, Keep
+from vtprune.methods.base import CacheEntries, Keep, Store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +128,10 @@ class Eviction:
         if stage.stage.decodes:
             step._link_rows()
         held: Any = step._cached()[ran.layer]
-        device, heads, past = held.keys.device, held.keys.shape[1], held.keys.shape[2] - ran.slots.width
+        (rows, heads, entries), device = shape_of(held), held.device
+        past = entries - ran.slots.width
         valid = step.rows[ran.layer].valid
-        there = held.keys.new_ones(held.keys.shape[0], held.keys.shape[2], dtype=torch.bool)
-        there = there if valid is None else valid.to(device)
+        there = torch.ones(rows, entries, dtype=torch.bool, device=device) if valid is None else valid.to(device)
         picture = torch.full_like(there, -1, dtype=torch.long)
         if ran.shown is not None:
             picture[:, past:] = ran.shown.number.to(device)
@@ -144,6 +145,9 @@ class Eviction:
             if ran.shown is not None and not stage.stage.text:
                 arrived = ran.shown.arrived.to(device)
         else:
+            if ran.shown is None and held.get_seq_length() - record.acted.get(stage.method, 0) < stage.stage.every:
+                return
+            record.acted[stage.method] = held.get_seq_length()
             candidate, arrived = record.candidate & there[:, None], record.arrived[:, None]
         queries, index, counted = self._queries(stage, ran, held)
         decision = stage.decide(
@@ -169,15 +173,21 @@ class Eviction:
         )
         if decision is None:
             return
+        end = step.past + (step.original_length if stage.stage.text or step.layout is None else step.layout.end)
+        if isinstance(decision, Store):
+            visual = None if ran.shown is None else ran.shown.visual.to(device)
+            store(step, stage, ran.layer, decision, candidate, there, visual, end)
+            return
         if not isinstance(decision, Keep) or decision.mix is not None:
-            raise TypeError(f"{stage.method}: a stage at the cache must return a plain Keep, got {decision!r}.")
+            raise TypeError(
+                f"{stage.method}: a stage at the cache must return a plain Keep, or Store, got {decision!r}."
+            )
         self._renew(stage, held, decision)
         keep = (decision.mask.to(device) | ~candidate) & there[:, None]
         if ran.shown is not None:
             kept, shown = keep[:, :, past:], ran.shown.visual.to(device)
             step.events.append(Evicted(stage, ran.layer, [shown], [shown & kept[:, 0]], kept))
-        end = step.original_length if stage.stage.text or step.layout is None else step.layout.end
-        self.evict(stage, ran.layer, keep, there, step.past + end)
+        self.evict(stage, ran.layer, keep, there, end)
 
     def _original(self, slots: Slots) -> Tensor:
         """(rows, slots now): slot of the call that each was."""
@@ -223,7 +233,7 @@ class Eviction:
         """What a stage that goes on at later calls knows of a layer's entries, those of this call included."""
         if not stage.stage.decodes:
             return None
-        rows, heads, entries = held.keys.shape[:3]
+        rows, heads, entries = shape_of(held)
         if held.record is None:
             before = new.new_zeros(rows, heads, earlier.shape[1])
             held.record = Record(before, new.new_zeros(rows, dtype=torch.long))

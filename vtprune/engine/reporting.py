@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from typing import Any
 
-import torch
-
-from vtprune.engine.cache import VisualCacheLayer
+from vtprune.engine.cache import held_bytes
 from vtprune.engine.chain import Chain
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.encoder import EncoderRun, Event
@@ -43,7 +40,7 @@ class Prefill:
         self.work = step.inside.work
         self.states = None if step.sharing is None else step.sharing.counts
         self.original_lengths = step.original_lengths
-        self.kv_bytes = _kv_bytes(step)
+        self.kv_bytes = None if step.cache is None else held_bytes(step.cache)
         self._report: Report | None = None
 
     def report(self) -> Report:
@@ -51,7 +48,7 @@ class Prefill:
         if self._report is None:
             pictures = self._pictures()
             before, after = self._flops()
-            kv_before, kv_after = self.kv_bytes
+            kv_after, kv_before = self.kv_bytes or (None, None)
             self._report = Report(
                 methods=self.chain.names,
                 visual_tokens_before=sum(p.tokens for p in pictures),
@@ -170,22 +167,6 @@ class Prefill:
 
 def _place(event: Event) -> PlaceReport:
     before, after = event.counts()
-    note = "kept everything" if before == after else ""
+    note = event.note() or ("kept everything" if before == after else "")
     place = Place.DECODER_LAYER if event.stage.stage.skips else event.stage.stage.place
     return PlaceReport(event.stage.method, place.value, event.layer, before, after, note)
-
-
-def _kv_bytes(step: DecoderStep) -> tuple[int | None, int | None]:
-    if step.cache is None:
-        return None, None
-    before = after = 0
-    layers: list[Any] = step.cache.layers
-    for layer in layers:
-        if not isinstance(getattr(layer, "keys", None), torch.Tensor):
-            continue
-        held = layer.keys.nbytes + layer.values.nbytes
-        after += held
-        if isinstance(layer, VisualCacheLayer) and layer.physical_length:
-            held = held * layer.get_seq_length() // layer.physical_length
-        before += held
-    return before, after

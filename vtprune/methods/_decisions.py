@@ -84,3 +84,21 @@ class Group:
     ragged: bool = False
     keep: Tensor | None = None
     sizes: Tensor | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """Decision at the cache: in how many bits each entry is held from now on.
+
+    Keys are rounded per channel, among the entries of a row that have as many bits, values per entry, after every
+    channel was divided by the square root of its greatest magnitude. The n-th entries of all heads with as many bits
+    share the least and the greatest number of a value. Entries that were rounded before stay as they are.
+
+    Args:
+        bits: (rows, kv_heads, entries), 2, 4 or 8; anything else leaves an entry as it is. All heads of a row must give
+            equally many entries to each of these.
+        again: Round all entries anew, those too that were rounded before, by `bits`.
+    """
+
+    bits: Tensor
+    again: bool = False

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from vtprune.budget import Budget, LayerBudget, check_keep, check_layer_keep
 from vtprune.methods._computation import Attend, Feed, LayerSlots, Part, Where, Width
-from vtprune.methods._decisions import Group, Keep, Replace, Resize
+from vtprune.methods._decisions import Group, Keep, Replace, Resize, Store
 from vtprune.methods._inputs import (
     CacheEntries,
     Cells,
@@ -52,6 +52,7 @@ __all__ = [
     "Resize",
     "Scope",
     "Stage",
+    "Store",
     "TextRows",
     "Tiles",
     "VisualTokens",
@@ -124,7 +125,7 @@ class ModelInfo:
         return min(used, key=lambda block: (abs(block - wanted), -block))
 
 
-Decide = Callable[[Any], Resize | Keep | Replace | Group | Attend | Feed | None]
+Decide = Callable[[Any], Resize | Keep | Replace | Group | Attend | Feed | Store | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +178,8 @@ class Stage:
             (`CacheEntries.alive`), but no queries.
         trial: Decoder layer 0 only: run the layers before this one on trial first, and show the stage what it would be
             shown at that layer's input, had nothing left. What it drops then leaves before layer 0.
+        every: Cache only, with `decodes`: in calls without pictures it waits until so many tokens have come since it
+            acted last.
     """
 
     place: Place
@@ -202,6 +205,7 @@ class Stage:
     turns: bool = False
     late: bool = False
     trial: int | None = None
+    every: int = 1
 
 
 class Method:
