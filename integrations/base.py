@@ -361,10 +361,10 @@ class Integration(ABC):
             )
         return mlp.gate_proj, mlp.up_proj, mlp.down_proj, mlp.act_fn
 
-    def decoder_channels(self, layer: nn.Module) -> int:
+    @property
+    def decoder_channels(self) -> int:
         """Intermediate channels of a decoder layer's MLP."""
-        gate: Any = self.decoder_mlp(layer)[0]
-        return gate.out_features
+        return self.model.config.get_text_config().intermediate_size
 
     @property
     def decoder_heads(self) -> int:

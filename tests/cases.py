@@ -18,6 +18,7 @@ SPECIAL = {
     "tinychart": {"keep": 0.5},
     "tome": {"keep": 0.5},
     "turbo": {"keep": 0.5},
+    "yopo": {"window": 3, "mlp": 2},
 }
 
 

@@ -3,6 +3,9 @@
 thresholds = dymu_thresholds(model, [processor(...), processor(...)], keep=0.25)
 save_thresholds("thresholds.json", thresholds)
 vtprune.apply(model, "dymu", thresholds="thresholds.json")
+
+save_heads("heads.json", yopo_heads(model, [processor(...), processor(...)], keep=0.75))
+vtprune.apply(model, "yopo", heads="heads.json")
 """
 
 from __future__ import annotations
@@ -11,10 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vtprune.api import applied
 from vtprune.budget import Budget, token_count
-from vtprune.methods.base import EncoderTokens, Group, Method, ModelInfo, Place, Stage
+from vtprune.kernels import attention_column_mass, attention_scores
+from vtprune.methods._heads import Heads, chosen, load_heads, save_heads, votes
+from vtprune.methods._select import check_number
+from vtprune.methods.base import EncoderTokens, Group, LayerSlots, Method, ModelInfo, Place, Stage
 from vtprune.methods.dymu import (
     Schedule,
     load_thresholds,
@@ -25,7 +32,16 @@ from vtprune.methods.dymu import (
     save_thresholds,
 )
 
-__all__ = ["DyMUCalibration", "dymu_thresholds", "load_thresholds", "save_thresholds"]
+__all__ = [
+    "DyMUCalibration",
+    "HeadCalibration",
+    "dymu_thresholds",
+    "load_heads",
+    "load_thresholds",
+    "save_heads",
+    "save_thresholds",
+    "yopo_heads",
+]
 
 
 @torch.no_grad()
@@ -112,3 +128,105 @@ class DyMUCalibration(Method):
         self.means[layer] = (mean * count + threshold) / (count + 1)
         self.batches[layer] = count + 1
         return pairs_group(likeness, partner, merged, valid, tokens.protected)
+
+
+@torch.no_grad()
+def yopo_heads(
+    model: Any,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    keep: float = 0.5,
+    threshold: float | None = None,
+    first: int = 2,
+    agree: float = 0.4,
+    decoding: bool = False,
+) -> Heads:
+    """Find the heads of `yopo` that go on attending to visual tokens.
+
+    A prompt votes for a head if this gives visual tokens more than `threshold` of what it gives all others, summed over
+    all queries. Heads that more than `agree` of the prompts vote for stay.
+
+    Args:
+        model: As for `vtprune.apply`; what is applied to it is set aside meanwhile.
+        batches: Inputs of the model with pictures, as its processor makes them; the paper takes 100 prompts for LLaVA
+            and one for others.
+        keep: Share of the heads that stay in layers from `first` on, in [0, 1]; it decides the threshold.
+        threshold: What the ratio must exceed; None: as `keep` has it. The paper takes 0.035 to keep 30 of 40 heads in
+            LLaVA-13B, 0.07 in Qwen2-VL-7B.
+        first: First layer of which heads may be cut.
+        agree: Share of the prompts, in [0, 1).
+        decoding: Whether only the query of the last token counts, as for Qwen2-VL.
+
+    Returns:
+        For every decoder layer the heads that stay.
+
+    Raises:
+        ValueError: There is no picture in the batches, or a parameter is out of range.
+    """
+    check_number("keep", keep, 0, 1)
+    check_number("agree", agree, 0, 1)
+    calibration = HeadCalibration(decoding)
+    with applied(model, calibration):
+        for batch in batches:
+            model(**batch)
+    if not calibration.visual:
+        raise ValueError("batches must hold pictures to calibrate on, got none.")
+    layers = sorted(calibration.visual)
+    visual, other = (torch.stack([torch.cat(x[i]) for i in layers]) for x in (calibration.visual, calibration.other))
+    needed = int(agree * visual.shape[1])  # votes, and one more
+    if threshold is not None:
+        return chosen(votes(visual, other, threshold, first) > needed)
+    # Of the ratio that the last needed vote must exceed, the largest ones.
+    ratio = (visual / other).sort(1, descending=True).values[:, min(needed, visual.shape[1] - 1)]
+    mask = torch.ones_like(ratio, dtype=torch.bool)
+    best = ratio[first:].flatten().sort(descending=True, stable=True).indices[: round(keep * ratio[first:].numel())]
+    mask[first:] = torch.zeros(ratio[first:].numel(), dtype=torch.bool).scatter(0, best, True).view_as(ratio[first:])
+    return chosen(mask)
+
+
+class HeadCalibration(Method):
+    """Notes how much attention heads give to visual tokens, and how much to all others; changes nothing.
+
+    Attributes:
+        visual: By layer, what each batch's prompts with pictures give visual tokens, (prompts, heads).
+        other: The same of all other tokens.
+    """
+
+    name = "yopo"
+    kind = "sparse"
+    places = (Place.ATTENTION,)
+
+    def __init__(self, decoding: bool) -> None:
+        self.decoding = decoding
+        self.visual: dict[int, list[Tensor]] = {}
+        self.other: dict[int, list[Tensor]] = {}
+
+    def stages(self, model: ModelInfo) -> Sequence[Stage]:
+        """All layers, once queries and keys are there."""
+        layers = tuple(range(model.decoder_layers))
+        return [Stage(Place.ATTENTION, self.decide, layers, frozenset({"queries_keys_values"}))]
+
+    def decide(self, slots: LayerSlots) -> None:
+        """Note it."""
+        if slots.queries is None or slots.keys is None or slots.past:
+            return
+        there = slots.keys.new_ones(len(slots.keys), slots.keys.shape[2], dtype=torch.bool)
+        there = there if slots.valid is None else slots.valid
+        if self.decoding:
+            last = (there * torch.arange(1, there.shape[1] + 1, device=there.device)).argmax(1)
+            row = slots.queries.take_along_dim(last[:, None, None, None], 2)
+            mass = attention_scores(row, slots.keys, scale=slots.scale, key_valid=there, reduce_heads=None)
+        else:
+            mass = attention_column_mass(
+                slots.queries,
+                slots.keys,
+                scale=slots.scale,
+                causal=True,
+                key_valid=there,
+                row_mask=there,
+                reduce_heads=None,
+            )
+        visual = slots.visual_entries
+        with_picture = visual.any(-1)[:, 0]
+        self.visual.setdefault(slots.layer, []).append((mass * visual).sum(-1)[with_picture].cpu())
+        self.other.setdefault(slots.layer, []).append((mass * ~visual).sum(-1)[with_picture].cpu())

@@ -10,9 +10,9 @@ import torch
 
 import vtprune
 from tests.families import FAMILIES, IMAGE, VIDEO
+from tests.layer_loop import Rule, layer_loop
 from tests.reference import feeding, positions_of, whole
 from tests.tiny import BEAMS
-from vtprune.compat import rotate
 from vtprune.engine.parts import attend
 from vtprune.methods import Attend, Feed, Method, Part, Place, Stage, Width
 
@@ -97,40 +97,30 @@ def model(models, family):
     vtprune.remove(model)
 
 
-def plain(model, fed, positions, visual, method, prompt):
-    """Logits of a loop over the layers: heads one by one, softmax and mask in full."""
-    language_model = model.model.language_model
-    hidden, length = fed.embeds, len(visual)
-    rotary = language_model.rotary_emb(hidden, position_ids=positions if len(positions) == 1 else positions[:, None])
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    for i, layer in enumerate(language_model.layers):
-        attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-        q, k, v = (getattr(attention, f"{x}_proj")(normed).unflatten(-1, (-1, attention.head_dim)) for x in "qkv")
-        if hasattr(attention, "q_norm"):
-            q, k = attention.q_norm(q), attention.k_norm(k)
-        q, k = (rotate(x.transpose(1, 2), *rotary)[0] for x in (q, k))
-        v = v.transpose(1, 2)[0]
-        heads = []
-        for h in range(4):
-            mask = causal.clone()
-            if isinstance(method, Reads) and i in LAYERS:
-                mask[prompt:] &= read_by_heads(visual[None, None].expand(1, 2, -1))[0, h // 2]
-            logits = (q[h] @ k[h // 2].T * attention.scaling).masked_fill(~mask, float("-inf"))
-            weights = logits.softmax(-1)
-            if isinstance(method, Quiet) and i in LAYERS:
-                if h >= 2:
-                    weights[~visual] *= ~visual
-                weights[visual] *= h in (0, 2) and not method.silent
-            heads.append(weights @ v[h // 2])
-        hidden = hidden + attention.o_proj(torch.cat(heads, -1))[None]
-        normed, mlp = layer.post_attention_layernorm(hidden), layer.mlp
-        inner = mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed)
-        if isinstance(method, Quiet) and i in LAYERS:
-            inner[:, visual, CHANNELS:] = 0
-        hidden = hidden + mlp.down_proj(inner)
-        if i < len(fed.deep):
-            hidden = hidden + fed.deep[i]
-    return model.lm_head(language_model.norm(hidden))
+class Ruled(Rule):
+    """What the methods above leave of layers."""
+
+    def __init__(self, visual, method, prompt):
+        super().__init__(visual)
+        self.quiet = method if isinstance(method, Quiet) else None
+        self.prompt = prompt
+
+    def sees(self, layer, head):
+        seen = super().sees(layer, head)
+        if self.quiet is None and layer in LAYERS:
+            seen[self.prompt :] &= read_by_heads(self.visual.expand(1, 2, -1))[0, head // 2]
+        return seen
+
+    def factor(self, layer, head):
+        factor = super().factor(layer, head)
+        if self.quiet is not None and layer in LAYERS:
+            factor[self.visual] *= head in (0, 2) and not self.quiet.silent
+            if head >= 2:
+                factor[~self.visual] *= ~self.visual
+        return factor
+
+    def channels(self, layer, most):
+        return torch.where(self.visual & (self.quiet is not None and layer in LAYERS), CHANNELS, most)
 
 
 def prompts(family):
@@ -158,7 +148,8 @@ def test_prefill_and_decoding_equal_the_plain_loop(model, family, method):
         conversation = row.then(out.sequences[0, len(row.ids) :])
         fed = whole(model, conversation, [(torch.arange(len(row.ids)), seen[0])])
         visual = torch.cat((row.visual, torch.zeros(new, dtype=torch.bool)))
-        expected = plain(model, fed, positions_of(model, family, conversation), visual, method, len(row.ids))
+        rule = Ruled(visual, method, len(row.ids))
+        expected = layer_loop(model, fed, positions_of(model, family, conversation), rule)
         torch.testing.assert_close(torch.stack(out.logits, 1), expected[:, -new - 1 : -1], **CLOSE)
         assert report.visual_tokens_after == report.visual_tokens_before
         assert report.kv_bytes_after == report.kv_bytes_before

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from vtprune.engine.merging import Running
-from vtprune.methods import CacheEntries, Cells, EncoderTokens, Group, Keep, ModelInfo, Pictures, VisualTokens
+from vtprune.methods import (
+    CacheEntries,
+    Cells,
+    EncoderTokens,
+    Group,
+    Keep,
+    LayerSlots,
+    ModelInfo,
+    Pictures,
+    VisualTokens,
+    Where,
+)
 from vtprune.methods._inputs import Module
 from vtprune.methods.base import EncoderSignal, QueriesKeys, TextRows
 
@@ -206,4 +217,32 @@ def cache_entries(
         memory={},
         slot=at[found, : at[:, last].shape[1]],
         fed=at[:, last].shape[1],
+    )
+
+
+def layer_slots(
+    *, text: int, rows: int, columns: int, behind: int, past: int = 0, heads: int = 1, kv_heads: int = 1
+) -> LayerSlots:
+    """Text, one picture, and text behind it, in one row; without rows and columns text alone."""
+    slot, end = torch.arange(text + rows * columns + behind)[None], text + rows * columns
+    visual = slot[:, text:end]
+    raster, same = visual - text, torch.zeros_like(visual)
+    entry = slot[0, -1] + past + 1 if slot.shape[1] else past
+    numbers = torch.arange(int(entry)) - past
+    return LayerSlots(
+        layer=0,
+        past=past,
+        heads=heads,
+        kv_heads=kv_heads,
+        text=torch.cat((slot[:, :text], slot[:, end:]), 1),
+        visual=visual,
+        visual_entries=((numbers >= text) & (numbers < end))[None, None],
+        valid=None,
+        memory={},
+        held={},
+        where=Where(
+            Cells(same, same, same, raster // max(columns, 1), raster % max(columns, 1)),
+            columns,
+            slot[:, :text] if rows else slot[:, :0],
+        ),
     )

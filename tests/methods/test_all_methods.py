@@ -82,8 +82,9 @@ def test_describes_itself(name: str) -> None:
         method.positions = "original"  # type: ignore[attr-defined]
 
 
-def test_only_a_method_that_evicts_from_the_cache_has_no_position_rule() -> None:
-    assert {n for n in METHODS if get_method(n).places == (Place.CACHE,)} == set(METHODS) - set(WITH_POSITIONS)
+def test_only_methods_that_let_tokens_leave_the_prompt_have_a_position_rule() -> None:
+    inside = {Place.ATTENTION, Place.MLP, Place.CACHE}
+    assert {n for n in METHODS if set(get_method(n).places) <= inside} == set(METHODS) - set(WITH_POSITIONS)
 
 
 @pytest.mark.parametrize("name", WITH_POSITIONS)

@@ -145,6 +145,7 @@ class Chain:
             any_size=integration.any_size,
             decoder_heads=integration.decoder_heads,
             decoder_kv_heads=integration.decoder_kv_heads,
+            decoder_channels=integration.decoder_channels,
         )
         for method in methods:
             if method.needs_video and not integration.takes_videos:

@@ -68,12 +68,12 @@ class FeedingHooks:
             work.fed = decision.parts
             hidden, width = args[0], args[0].shape[1]
             whole = [x.slots for x in decision.parts if x.channels is None] or [listed(step).text[:, :0]]
-            narrow = [(x.slots, x.channels) for x in decision.parts if x.channels is not None]
+            fewer = [(x.slots, x.channels) for x in decision.parts if x.channels is not None]
             brought = []
-            for slots, channels in narrow:
+            for slots, channels in fewer:
                 parts = self.integration.decoder_mlp(self.integration.decoder_layers[layer])
-                brought.append(_narrow(parts, Chosen([slots], width).take(hidden), channels))
-            self.local.fed = Chosen([*whole, *(slots for slots, _ in narrow)], width), brought
+                brought.append(narrow(parts, Chosen([slots], width).take(hidden), channels))
+            self.local.fed = Chosen([*whole, *(slots for slots, _ in fewer)], width), brought
             return (Chosen(whole, width).take(hidden), *args[1:]), kwargs
 
         return hook
@@ -85,7 +85,7 @@ class FeedingHooks:
         return everyone.put_back(torch.cat([output, *narrow], 1))
 
 
-def _narrow(parts: MLP, hidden: Tensor, channels: int) -> Tensor:
+def narrow(parts: MLP, hidden: Tensor, channels: int) -> Tensor:
     """What the first channels of a gated MLP make of hidden states (rows, n, width).
 
     Raises:

@@ -64,7 +64,7 @@ class Work:
         given = every if self.given is None else int((self.given.at >= 0).sum())
         fed = float(every)
         if self.fed is not None:
-            channels = integration.decoder_channels(layer)
+            channels = integration.decoder_channels
             fed = sum(int((x.slots >= 0).sum()) * (x.channels or channels) / channels for x in self.fed)
         rest = linear_flops(layer) - sum(linear_flops(x) for x in (queries, output, mlp))
         total = every * rest + asked * linear_flops(queries) + given * linear_flops(output)

@@ -89,7 +89,8 @@ class ModelInfo:
     ones after the last used block; `scored_block` is the one that "encoder_attention" stands for. `encoder_heads` is
     the number of their heads. `takes_videos` is False where the model cannot be given one, `encoder_stages` where no
     stage can act between encoder layers. `any_size` is True where the encoder takes pictures of any size, so that they
-    may be made smaller before it. `decoder_heads` and `decoder_kv_heads` are the heads of a decoder layer.
+    may be made smaller before it. `decoder_heads` and `decoder_kv_heads` are the heads of a decoder layer,
+    `decoder_channels` the intermediate channels of its MLP.
     """
 
     family: str
@@ -106,6 +107,7 @@ class ModelInfo:
     any_size: bool = False
     decoder_heads: int = 1
     decoder_kv_heads: int = 1
+    decoder_channels: int = 1
 
     def attention_block(self, depth: float) -> int:
         """The block whose attention may be asked for that is nearest to a relative depth, in [0, 1] of the used ones.

@@ -1,0 +1,199 @@
+"""ee_mllm and yopo inside a model: what it computes is what a plain loop over its layers computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vtprune
+from tests.families import FAMILIES, IMAGE, VIDEO
+from tests.layer_loop import Rule, layer_loop
+from tests.reference import feeding, positions_of, whole
+from vtprune.integrations import integrate
+
+CLOSE = dict(atol=1e-4, rtol=1e-4)
+NAMES = ["llava-clip", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"]
+HEADS = ((0, 1, 2, 3), (1, 2), (), (0, 3), (2, 3))
+
+
+class Composite(Rule):
+    """ee_mllm."""
+
+    def __init__(self, row, layout, layer, update="ffn", prefix=False):
+        super().__init__(row)
+        self.layer, self.update, self.prefix = layer, update, prefix
+
+    def sees(self, layer, head):
+        seen = super().sees(layer, head)
+        if layer >= self.layer and self.update == "vo":
+            seen[self.visual] = torch.eye(self.length, dtype=torch.bool)[self.visual]
+        if layer >= self.layer and self.prefix:
+            seen[self.visual] &= ~self.visual
+        return seen
+
+    def given(self, layer):
+        some = layer < self.layer or self.update == "vo" or self.prefix
+        return super().given(layer) if some else ~self.visual
+
+    def channels(self, layer, most):
+        return torch.where(self.visual & (layer >= self.layer and self.update == "none"), 0, most)
+
+
+class Fewer(Rule):
+    """yopo, its cut without renormalisation."""
+
+    def __init__(self, row, layout, layer, window=None, heads=None, silent=False, mlp=1, **softmax):
+        super().__init__(row)
+        self.layer, self.heads, self.silent, self.mlp = layer, heads or [(0, 1, 2, 3)] * 5, silent, mlp
+        self.softmax = softmax.get("head_softmax", "zero")
+        self.layout, self.window = layout, window
+
+    def cut(self, layer, head):
+        return layer >= self.layer or head not in self.heads[layer]
+
+    def sees(self, layer, head):
+        seen = super().sees(layer, head)
+        if self.window is not None:
+            both = self.visual[:, None] & self.visual
+            near = torch.zeros_like(both)
+            cells = [(slot, *cell) for slot, cell in self.layout.items()]
+            for slot, map_, frame, row, column in cells:
+                for other, *place in cells:
+                    apart = max(abs(row - place[2]), abs(column - place[3]))
+                    near[slot, other] = place[:2] == [map_, frame] and apart <= self.window // 2
+            seen = torch.where(both, near, seen)
+        if self.softmax == "renormalise" and layer < self.layer and self.cut(layer, head):
+            seen = seen & ~self.visual
+        return seen
+
+    def factor(self, layer, head):
+        factor = super().factor(layer, head)
+        if self.cut(layer, head):
+            factor[:, self.visual] = 0
+        if self.silent and head not in self.heads[layer]:
+            factor[self.visual] = 0
+        return factor
+
+    def channels(self, layer, most):
+        return torch.where(self.visual, most // self.mlp, most)
+
+
+def cells_of(model, row, report):
+    """By slot, map, frame, row and column, newlines behind the token before them; from the report alone."""
+    found, visual = {}, row.visual.nonzero().squeeze(1).tolist()
+    for number, picture in enumerate(report.pictures):
+        slots, visual = visual[: picture.tokens], visual[picture.tokens :]
+        for i, one in enumerate(picture.maps):
+            _, rows, columns = one.grid
+            for n, token in enumerate(one.tokens):
+                place = n // (rows * columns), n // columns % rows, n % columns
+                # InternVL's frames are maps of one picture.
+                found[slots[token]] = ((number, i), *place)
+        for slot in slots:
+            if slot not in found:
+                map_, frame, line, column = found[slot - 1]
+                found[slot] = map_, frame, line, column + 1
+    return found
+
+
+CASES = [
+    ("ee_mllm", Composite, dict(layer=0)),
+    ("ee_mllm", Composite, dict(layer=2, update="vo")),
+    ("ee_mllm", Composite, dict(layer=1, update="none")),
+    ("ee_mllm", Composite, dict(layer=1, prefix=True)),
+    ("yopo", Fewer, dict(layer=3, window=3, heads=HEADS, silent=True, mlp=2, layer_softmax="zero")),
+    ("yopo", Fewer, dict(layer=0, window=1, mlp=4, layer_softmax="zero")),
+    ("yopo", Fewer, dict(layer=4, heads=HEADS, layer_softmax="zero")),
+    ("yopo", Fewer, dict(layer=5, heads=HEADS, window=3, head_softmax="renormalise")),
+]
+IDS = ["ffn", "vo", "none", "prefix", "llava", "itself", "heads", "renormalised"]
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: FAMILIES[name].model() for name in NAMES}
+
+
+@pytest.fixture(params=NAMES)
+def family(request):
+    return FAMILIES[request.param]
+
+
+def prompts(family):
+    rows = [family.row(5, IMAGE, 7), family.row(3, IMAGE, 2, IMAGE, 6, seed=1)]
+    return rows + ([family.row(2, IMAGE, 3, VIDEO, 4, seed=2)] if VIDEO in family.kinds else [])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "rule", "parameters"), CASES, ids=IDS)
+def test_prefill_and_decoding_equal_the_plain_loop(models, family, name, rule, parameters):
+    model, new = models[family.name], 3
+    for row in prompts(family):
+        with vtprune.applied(model, name, **parameters), feeding(model) as seen:
+            out = model.generate(
+                **family.inputs(row),
+                max_new_tokens=new,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            report = vtprune.report(model)
+        conversation = row.then(out.sequences[0, len(row.ids) :])
+        fed = whole(model, conversation, [(torch.arange(len(row.ids)), seen[0])])
+        visual = torch.cat((row.visual, torch.zeros(new, dtype=torch.bool)))
+        rules = rule(visual, cells_of(model, row, report), **parameters)
+        expected = layer_loop(model, fed, positions_of(model, family, conversation), rules)
+        torch.testing.assert_close(torch.stack(out.logits, 1), expected[:, -new - 1 : -1], **CLOSE)
+        assert report.visual_tokens_after == report.visual_tokens_before
+        # Heads that lose attention, but go on asking, save nothing.
+        saves = not (parameters.get("heads") and len(parameters) == 3)
+        assert (report.prefill_flops_after < report.prefill_flops_before) == saves
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "rule", "parameters"), CASES, ids=IDS)
+def test_a_second_turn_with_a_picture_equals_the_whole_conversation(models, family, name, rule, parameters):
+    model, first, more = models[family.name], family.row(5, IMAGE, 7, seed=1), family.row(2, IMAGE, 4, seed=3)
+    both = first.then(more)
+    begin = len(both.ids) - len(more.ids)
+    with vtprune.applied(model, name, **parameters):
+        cache = model(**family.inputs(first), use_cache=True).past_key_values
+        inputs = family.inputs(both, new=(more,))
+        positions = positions_of(model, family, both)[:, begin:]
+        inputs |= {"input_ids": inputs["input_ids"][:, begin:], "past_key_values": cache}
+        inputs.pop("mm_token_type_ids", None)
+        inputs["position_ids"] = positions if len(positions) == 1 else positions[:, None]
+        logits = model(**inputs).logits
+        torch.testing.assert_close(logits[0, -1], model(**family.inputs(both)).logits[0, -1], **CLOSE)
+
+
+@torch.no_grad()
+def test_late_layers_with_renormalisation_are_an_exit(models):
+    family = FAMILIES["qwen2_5_vl"]
+    model, x = models[family.name], family.inputs(family.row(5, IMAGE, 7), family.row(4, seed=1))
+    with vtprune.applied(model, "exit", layer=3):
+        expected = model.generate(**x, max_new_tokens=5, do_sample=False)
+    with vtprune.applied(model, "yopo", layer=3):
+        assert torch.equal(model.generate(**x, max_new_tokens=5, do_sample=False), expected)
+
+
+@torch.no_grad()
+def test_flops_are_those_of_the_products(models):
+    """Counted by hand: 36 visual tokens, 12 of text; 4 heads of 12 channels, MLPs of 64, in 5 layers of width 48."""
+    family, n, text = FAMILIES["llava-clip"], 36, 12
+    model, x = models[family.name], family.inputs(family.row(5, IMAGE, 7))
+    integration = integrate(model)
+    assert (integration.decoder_heads, integration.decoder_kv_heads, integration.decoder_channels) == (4, 2, 64)
+
+    def saved(name, **parameters):
+        with vtprune.applied(model, name, **parameters):
+            model(**x)
+            report = vtprune.report(model)
+        return report.prefill_flops_before - report.prefill_flops_after
+
+    query, products, mlp = 2 * 48 * 48, 4 * n * (n + text) * 48, 2 * 3 * 48 * 64
+    assert saved("ee_mllm", layer=2) == 3 * (2 * n * query + products)
+    assert saved("ee_mllm", layer=2, update="vo") == 3 * (n * query + products)
+    assert saved("ee_mllm", layer=4, update="none") == 2 * n * query + products + n * mlp
+    assert saved("yopo", layer=5, mlp=4) == 5 * n * mlp * 3 // 4
+    assert saved("yopo", layer=5, heads=HEADS[:1] * 4 + ((1,),), silent=True) == products * 3 // 4
