@@ -12,6 +12,7 @@ SPECIAL = {
     "fastv": {"layer": 2, "keep": 0.3},
     "holitom": {"keep": 0.3, "tau": 0.0},  # random frames are not alike
     "mustdrop": {"keep": 0.3, "window": 2},  # frames of 2 x 2 tokens
+    "patience": {"patience": 1, "first": 1, "last": 3},
     "pitome": {"keep": 0.5},
     "showui": {"keep": 0.3, "threshold": 70.0},  # random pixels are nowhere equal
     "sparsevlm": {"keep": 0.3, "recycle": 0.0},  # the bare model drops, it does not merge; see test_sparsevlm.py

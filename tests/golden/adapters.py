@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from vtprune.budget import token_count
+from vtprune.compat import build_mask
 from vtprune.kernels import (
     attention_scores,
     bipartite_matching,
@@ -31,7 +32,7 @@ from vtprune.kernels import (
 from vtprune.methods import Pictures, VisualTokens
 from vtprune.methods.divprune import DivPrune
 from vtprune.methods.fastervlm import FasterVLM, stitched_order
-from vtprune.methods.fastv import FastV, blind_to
+from vtprune.methods.fastv import FastV
 from vtprune.methods.fourier import low_pass
 from vtprune.methods.tome import expand_schedule, merge_step
 
@@ -180,7 +181,7 @@ def _fastv_prefill(case: Case) -> dict[str, Any]:
     x = before(x, attention_mask=causal, position_embeddings=rotary)
     short, short_rotary = gather_rows(x, index), tuple(gather_rows(part, index) for part in rotary)
     short_causal = causal[..., : index.shape[1], : index.shape[1]]
-    blind = blind_to(cut["slots"], causal)
+    blind = build_mask(model.config, x, cut["slots"], 0)
     for layer in model.layers[cut_at:]:
         short = layer(short, attention_mask=short_causal, position_embeddings=short_rotary)
         x = layer(x, attention_mask=blind, position_embeddings=rotary)

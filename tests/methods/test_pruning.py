@@ -13,7 +13,7 @@ from tests.methods.inputs import INFO, pictures, visual_tokens
 from vtprune.methods import Keep, ModelInfo, Pictures, Place, build_method
 from vtprune.methods.divprune import diverse_mask
 from vtprune.methods.fastervlm import FasterVLM, stitched_order
-from vtprune.methods.fastv import FastV, blind_to
+from vtprune.methods.fastv import FastV
 from vtprune.methods.random import random_mask
 from vtprune.methods.todre import ToDRE, absorbed
 from vtprune.methods.uniform import uniform_mask
@@ -158,13 +158,18 @@ def test_layer_must_be_in_the_model(name: str, layer: object) -> None:
         build_method(name, {"layer": layer}).stages(INFO)
 
 
-def test_blind_to_hides_dropped_keys_from_all_queries() -> None:
-    kept = torch.tensor([[True, False, True], [True, True, True]])
-    causal = torch.ones(1, 1, 3, 3, dtype=torch.bool).tril()
-    mask = blind_to(kept, causal)
-    assert mask.shape == (2, 1, 3, 3)
-    assert mask[0, 0].tolist() == [[True, False, False], [True, False, False], [True, False, True]]
-    assert torch.equal(mask[1:], causal)
+def test_fastv_chooses_at_random_where_there_are_no_scores_yet() -> None:
+    """As many as at any layer, others with another seed, and the same for a row alone as beside a longer one."""
+    arrived = [[40], [23]]
+    (stage,) = build_method("fastv", {"layer": 0, "hide": True, "keep": 0.5}).stages(INFO)
+    tokens = visual_tokens(torch.rand(2, 40), arrived, layer=0)
+    mask = stage.decide(tokens).mask
+    assert mask.sum(1).tolist() == [20, 12]
+    assert torch.equal(stage.decide(visual_tokens(torch.rand(1, 23), arrived[1:], layer=0)).mask[0], mask[1, :23])
+    (other,) = build_method("fastv", {"layer": 0, "hide": True, "keep": 0.5, "seed": 1}).stages(INFO)
+    assert not torch.equal(other.decide(tokens).mask, mask)
+    with pytest.raises(ValueError, match="positions must be 'original' where tokens are hidden"):
+        build_method("fastv", {"hide": True, "positions": "compact"})
 
 
 @pytest.mark.parametrize(("layers", "expected"), [(2, 1), (3, 1), (32, 16)])

@@ -325,6 +325,8 @@ class Chain:
             raise ValueError(f"{stage.method} needs attention from the layer before, so it cannot act at layer 0.")
         for observation in stage.stage.observations:
             self._check_observation(stage, observation, integration)
+        if stage.stage.hides:
+            self._check_hides(stage)
         if stage.stage.trial is not None:
             self._check_trial(stage, stage.stage.trial, integration)
         if stage.stage.text and stage.stage.place is not Place.CACHE:
@@ -361,6 +363,16 @@ class Chain:
         reason = integration.refusal(stage.method, stage.stage.place.value, needs_grid)
         if reason is not None:
             raise ValueError(f"{stage.method} cannot work on {integration.family_name}: {reason}.")
+
+    def _check_hides(self, stage: ChainStage) -> None:
+        if stage.stage.place is not Place.DECODER_LAYER or len(stage.layers) != 1 or stage.positions != "original":
+            raise TypeError(f"{stage.method}: tokens can be hidden at one decoder layer, and keep their positions.")
+        later = self.stages[self.stages.index(stage) + 1 :]
+        if later:
+            raise ValueError(
+                f"{stage.method} hides tokens that stay where they are, so that {later[0].method} behind it would "
+                "decide on what nobody sees; let them leave instead (hide=False), or put it last."
+            )
 
     def _check_trial(self, stage: ChainStage, trial: int, integration: Integration) -> None:
         if stage.stage.place is not Place.DECODER_LAYER or stage.layers != (0,):

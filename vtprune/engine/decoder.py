@@ -19,6 +19,7 @@ from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.deepstack import DeepStackRows
 from vtprune.engine.door import decide, marks, owners, running, staying
 from vtprune.engine.encoder import EncoderRun, Event
+from vtprune.engine.hiding import hide
 from vtprune.engine.layer_inputs import LayerInputs
 from vtprune.engine.layout import VisualLayout
 from vtprune.engine.observing import Observed
@@ -64,7 +65,7 @@ class DecoderStep:
         self.observed = Observed()
         self.marks: dict[str, Tensor] = {}  # by method, (rows, slots of the call)
         self.moved = False  # whether slots have left at all
-        self.compacted = False  # whether slots have left since the language model made its mask and embeddings
+        self.compacted = False  # whether slots have left, or are hidden, since the language model made its mask
         self.lengths: dict[int, tuple[list[int], int]] = {}
         self.tried: list[Tried] = []
         self.deep: list[Tensor] = []  # DeepStack features of the visual slots that came through the door
@@ -326,6 +327,9 @@ class DecoderStep:
                 raise TypeError(f"{stage.method}: a stage that returns features must say so by mixes=True.")
             hidden = visual.replace(hidden, decision.mix(states))
         keep = visual.staying(decision.mask, self.newline, self.layout, self.slots)
+        if stage.stage.hides:
+            hide(self, stage, layer, visual.visual, keep)
+            return hidden
         self.events.append(Event(stage, layer, [visual.visual], [visual.visual & keep]))
         left = self._compact(keep, layer, stage.positions, [hidden])
         return hidden if left is None else left[0]

@@ -178,6 +178,8 @@ class Stage:
             (`CacheEntries.coming`); with `decodes`.
         late: Cache only: it acts behind the last layer, layer by layer, and is shown what is still there
             (`CacheEntries.alive`), but no queries.
+        hides: Decoder layers only, one of them: tokens that `Keep` does not mark stay, but from the layer on no query
+            sees them, here and while decoding. It saves nothing; no other method acts inside the decoder behind it.
         trial: Decoder layer 0 only: run the layers before this one on trial first, and show the stage what it would be
             shown at that layer's input, had nothing left. What it drops then leaves before layer 0.
         every: Cache only, with `decodes`: in calls without pictures it waits until so many tokens have come since it
@@ -208,6 +210,7 @@ class Stage:
     late: bool = False
     trial: int | None = None
     every: int = 1
+    hides: bool = False
 
 
 class Method:
