@@ -36,6 +36,12 @@ def x():
     return {**batch(prompt(5, 0, 7), prompt(3)), "pixel_values": picture()}
 
 
+def second_token(model, x):
+    """Logits of the second token of an answer, (rows, vocabulary)."""
+    settings = dict(max_new_tokens=2, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    return model.generate(**x, **settings).logits[1]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", CASES, ids=IDS)
@@ -44,6 +50,7 @@ def test_nothing_stays_behind(family, method):
     kind = VIDEO if get_method(method[0]).needs_video and VIDEO in FAMILIES[family].kinds else IMAGE
     x = FAMILIES[family].inputs(FAMILIES[family].row(5, kind, 7), FAMILIES[family].row(3))
     expected = model(**x, output_hidden_states=True).logits  # transformers installs its own hooks once
+    second = second_token(model, x)[:1]
     state = {k: v.clone() for k, v in model.state_dict().items()}
     before, attributes = hooks(model), instance_state(model)
     loss = model.loss_function
@@ -52,9 +59,12 @@ def test_nothing_stays_behind(family, method):
         assert hooks(model) != before
         assert list(model.state_dict()) == list(state)
         logits = model(**x).logits
-        if get_method(method[0]).places == (Place.CACHE,):  # changes what follows the prefill
+        places = set(get_method(method[0]).places)
+        if places == {Place.CACHE}:
             report = vtprune.report(model)
             assert report.kv_bytes_after < report.kv_bytes_before
+        if places <= {Place.ATTENTION, Place.CACHE} and torch.equal(logits, expected):  # changes what follows
+            assert not torch.equal(second_token(model, x)[:1], second)
         else:
             assert not torch.equal(logits[:1, -1], expected[:1, -1])
         vtprune.remove(model)

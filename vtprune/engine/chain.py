@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 
+from vtprune.engine.alike import check_alike
 from vtprune.integrations.base import Integration
 from vtprune.methods.base import (
     Decide,
@@ -161,6 +162,7 @@ class Chain:
         ]
         for stage in self.stages:
             self._check(stage, integration)
+        check_alike(self.stages)
         order = list(Place)
         # Attention and MLP of a layer do not wait for one another.
         alike = {Place.MLP: Place.ATTENTION}
@@ -333,6 +335,8 @@ class Chain:
             raise TypeError(f"{stage.method}: only a stage at the cache can evict text.")
         if stage.stage.decodes and stage.stage.place not in (Place.CACHE, Place.ATTENTION):
             raise TypeError(f"{stage.method}: only stages at the cache and at the attention can act while decoding.")
+        if stage.stage.alike is not None and stage.stage.place is not Place.ATTENTION:
+            raise TypeError(f"{stage.method}: only a stage at the attention can need the same entries elsewhere.")
         if stage.stage.late and (stage.stage.place is not Place.CACHE or stage.signals or stage.stage.decodes):
             raise TypeError(f"{stage.method}: a late stage acts at the cache, once, and gets no signals.")
         if stage.stage.turns and not (stage.stage.place is Place.CACHE and stage.stage.decodes):

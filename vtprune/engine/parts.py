@@ -85,7 +85,7 @@ def _product(
     if to is not None and to.shape[1] == keys.shape[1] < queries.shape[1] and at is not None and at.shape[1] > 1:
         to = to.repeat_interleave(group, 1)
     if to is not None and to.shape[1] not in (1, keys.shape[1]):
-        keys, values, group = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1), 1
+        group = 1  # every query head has a list of its own, and takes it from its key head
     mask, causal = _mask(part, at, to, valid, slots, past, queries.device)
     queries = queries.unsqueeze(2) if at is None else _take(queries, at)
     keys, values = (x.unsqueeze(2) if to is None else _take(x, to) for x in (keys, values))
@@ -116,10 +116,16 @@ def _product(
 
 
 def _take(x: Tensor, at: Tensor) -> Tensor:
-    """(rows, heads, n, dim) at (rows, heads or 1, blocks, m) -> (rows, heads, blocks, m, dim); any where it is -1."""
-    rows, heads, _, dim = x.shape
-    flat = at.clamp_min(0).flatten(2).expand(rows, heads, -1)
-    return x.gather(2, flat.unsqueeze(-1).expand(-1, -1, -1, dim)).unflatten(2, at.shape[2:])
+    """(rows, heads, n, dim) at (rows, heads, blocks, m) -> (rows, heads, blocks, m, dim); any where it is -1.
+
+    Lists may be one for all heads, or several for each, one after the other.
+    """
+    rows, heads, length, dim = x.shape
+    lists = max(heads, at.shape[1])
+    starts = torch.arange(rows * heads, device=x.device).view(rows, heads, 1, 1) * length
+    flat = at.clamp_min(0) + starts.repeat_interleave(lists // heads, 1)
+    # Whole rows at once: a gather moves numbers one by one.
+    return x.flatten(0, 2).index_select(0, flat.flatten()).view(rows, lists, *at.shape[2:], dim)
 
 
 def _mask(

@@ -176,6 +176,9 @@ class Stage:
             pictures.
         turns: Cache only: it also acts before every later call of several slots, as a further turn is one
             (`CacheEntries.coming`); with `decodes`.
+        alike: Attention only: which caches must hold the same entries at the same places, since the stage names one
+            place for all: those of the "heads" of a layer, or of all heads of all its "layers". Methods that evict
+            there, or let tokens leave or pass by between these layers, are refused beside it.
         late: Cache only: it acts behind the last layer, layer by layer, and is shown what is still there
             (`CacheEntries.alive`), but no queries.
         hides: Decoder layers only, one of them: tokens that `Keep` does not mark stay, but from the layer on no query
@@ -207,6 +210,7 @@ class Stage:
     text: bool = False
     decodes: bool = False
     turns: bool = False
+    alike: Literal["heads", "layers"] | None = None
     late: bool = False
     trial: int | None = None
     every: int = 1
