@@ -32,6 +32,7 @@ class Decisions:
     owner: Tensor | None = None  # (slots,), the slot whose hidden state each slot shares
     evicted: dict[int, Tensor] = dataclasses.field(default_factory=dict)  # layer -> (kv_heads, slots), see `bare_run`
     rounded: bool = False  # whether later queries see rounded keys and values
+    runs: dict[int, Tensor] = dataclasses.field(default_factory=dict)  # layer -> bool (slots,), False on what passes by
 
     def extend(self, *more: Decisions | int) -> Decisions:
         """The decisions for a longer prompt: numbers stand for so many text tokens, all kept."""
@@ -42,10 +43,10 @@ class Decisions:
         for x in more:
             n = x if isinstance(x, int) else len(x.entered)
             later = Decisions(ones(n), {}, torch.full((n,), -1), False) if isinstance(x, int) else x
-            layers = set(made.cuts) | set(later.cuts)
-            cuts = {
-                i: torch.cat((made.cuts.get(i, ones(len(made.entered))), later.cuts.get(i, ones(n)))) for i in layers
-            }
+            cuts, runs = (
+                {i: torch.cat((a.get(i, ones(len(made.entered))), b.get(i, ones(n)))) for i in set(a) | set(b)}
+                for a, b in ((made.cuts, later.cuts), (made.runs, later.runs))
+            )
             first = int(made.picture.max()) + 1
             picture = torch.cat((made.picture, torch.where(later.picture >= 0, later.picture + first, -1)))
             owner = made.owner
@@ -58,7 +59,7 @@ class Decisions:
                 before = made.evicted.get(i, torch.full((heads, len(made.entered)), NEVER))
                 behind = later.evicted.get(i, torch.full((heads, n), NEVER)) + len(made.entered)
                 evicted[i] = torch.cat((before, behind), 1)
-            made = dataclasses.replace(made, evicted=evicted)
+            made = dataclasses.replace(made, evicted=evicted, runs=runs)
             made = dataclasses.replace(
                 made, entered=torch.cat((made.entered, later.entered)), cuts=cuts, picture=picture, owner=owner
             )
@@ -119,14 +120,16 @@ def decisions(model: Any, row: Row, number: int = 0) -> Decisions:
             owner[slots] = slots[list(shown.owner)]
         offset += shown.tokens
     assert offset == len(visual)
-    cuts = _cuts(vtprune.api._engines[model].latest.events, entered, number)
+    events = vtprune.api._engines[model].latest.events
+    cuts = _cuts(events, entered, number)
     assert torch.equal(list(cuts.values())[-1] if cuts else entered, kept), "the report names what the last cut left"
     compact_cuts = any(s.positions == "compact" for s in chain.decoder_stages)
     sharing = owner if chain.shares else None
-    evicted = _evicted(vtprune.api._engines[model].latest.events, entered, cuts, number)
-    rounded = any(isinstance(event, Stored) for event in vtprune.api._engines[model].latest.events)
+    runs = _runs(events, entered, cuts, number)
+    evicted = _evicted(events, entered, cuts, runs, number)
+    rounded = any(isinstance(event, Stored) for event in events)
     door = chain.door_positions == "compact"
-    return Decisions(entered, cuts, picture, door, compact_cuts, sharing, evicted, rounded)
+    return Decisions(entered, cuts, picture, door, compact_cuts, sharing, evicted, rounded, runs)
 
 
 def _cuts(events: Any, entered: Tensor, number: int) -> dict[int, Tensor]:
@@ -142,16 +145,37 @@ def _cuts(events: Any, entered: Tensor, number: int) -> dict[int, Tensor]:
     return cuts
 
 
-def _evicted(events: Any, entered: Tensor, cuts: dict[int, Tensor], number: int) -> dict[int, Tensor]:
+def _left_at(layer: int, entered: Tensor, cuts: dict[int, Tensor]) -> Tensor:
+    """The slots of a row that arrive at a layer, (n,)."""
+    left = entered.clone()
+    for cut, stays in cuts.items():
+        if cut <= layer:
+            left &= stays
+    return left.nonzero().squeeze(1)
+
+
+def _runs(events: Any, entered: Tensor, cuts: dict[int, Tensor], number: int) -> dict[int, Tensor]:
+    """What runs in each decoder layer that slots of a row pass by: layer -> bool (slots,)."""
+    found = {}
+    for event in events:
+        if event.stage.stage.skips and event.layer is not None:
+            slots = _left_at(event.layer, entered, cuts)
+            (before,), (after,) = event.before, event.after
+            found[event.layer] = torch.ones(len(entered), dtype=torch.bool)
+            found[event.layer][slots] = (~before | after)[number, -len(slots) :]  # rows are aligned at their ends
+    return found
+
+
+def _evicted(
+    events: Any, entered: Tensor, cuts: dict[int, Tensor], runs: dict[int, Tensor], number: int
+) -> dict[int, Tensor]:
     """From which slot on the queries of a layer no longer see a slot: layer -> (kv_heads, slots)."""
     found = {}
     for event in events:
         if isinstance(event, Evicted):
-            left = entered.clone()
-            for layer, stays in cuts.items():
-                if layer <= event.layer:
-                    left &= stays
-            slots = left.nonzero().squeeze(1)
+            slots = _left_at(event.layer, entered, cuts)
+            if event.layer in runs:
+                slots = slots[runs[event.layer][slots]]
             kept = event.kept[number, :, -len(slots) :]  # rows are aligned at their ends
             since = torch.full((len(kept), len(entered)), NEVER)
             since[:, slots] = torch.where(kept, NEVER, len(entered))
@@ -254,20 +278,23 @@ def bare_run(
                     positions = positions.clone()
                     positions[:, slots] = here
                 hidden, slots, hidden_from = hidden[:, stays], slots[stays], hidden_from[stays]
-        length = len(slots)
-        mask = torch.ones(length, length, dtype=torch.bool).tril() & ~hidden_from[None, :]
+        ran = torch.ones(len(slots), dtype=torch.bool)
+        if decided is not None and i in decided.runs:
+            ran = decided.runs[i][slots]
+        here, length = slots[ran], int(ran.sum())
+        mask = torch.ones(length, length, dtype=torch.bool).tril() & ~hidden_from[None, ran]
         mask = mask | torch.eye(length, dtype=torch.bool)  # hidden slots still see themselves, nobody looks at them
         mask = mask[None, None]
         if decided is not None and i in decided.evicted:  # head by head, from queries behind the prompt that it is of
-            since = decided.evicted[i][:, slots].repeat_interleave(layer.self_attn.num_key_value_groups, 0)
-            mask = mask & (slots[:, None] < since[:, None])[None]
+            since = decided.evicted[i][:, here].repeat_interleave(layer.self_attn.num_key_value_groups, 0)
+            mask = mask & (here[:, None] < since[:, None])[None]
         if language_model.config._attn_implementation == "eager":
             mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(hidden.dtype).min)
-        at = positions[:, slots]
+        at = positions[:, here]
         rotary = language_model.rotary_emb(hidden, position_ids=at if len(at) == 1 else at[:, None])
-        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
-        if isinstance(hidden, tuple):
-            hidden = hidden[0]
+        out = layer(hidden[:, ran], attention_mask=mask, position_embeddings=rotary)
+        hidden = hidden.clone()
+        hidden[:, ran] = out[0] if isinstance(out, tuple) else out
         if i < len(fed.deep):
             hidden = hidden + fed.deep[i][:, slots]
     logits = model.lm_head(language_model.norm(hidden))

@@ -8,9 +8,12 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class PlaceReport:
-    """Visual tokens before and after one stage, summed over the batch.
+    """Visual tokens before and after one stage, and what it saves, summed over the batch.
 
-    `layer` is None at the encoder's output. `note` says why a stage changed nothing, where it did not.
+    `layer` is None at the encoder's input and output. `note` says why a stage changed nothing, where it did not.
+    `flops_saved` and `kv_bytes_saved` (None without a cache) count beyond what the places before it save, and add up to
+    the savings of the whole; in a later turn of a conversation, what earlier turns took away comes on top. What tokens
+    save that leave inside the encoder is shared among its layers in proportion to the tokens that they take away.
     """
 
     method: str
@@ -19,6 +22,8 @@ class PlaceReport:
     tokens_before: int
     tokens_after: int
     note: str = ""
+    flops_saved: int = 0
+    kv_bytes_saved: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,12 +106,10 @@ class Report:
     def __str__(self) -> str:
         """A few lines for people."""
         lines = [f"{' + '.join(self.methods)}: {self.visual_tokens_before} -> {self.visual_tokens_after} visual tokens"]
-        for places in self._runs():
-            place, first, last = places[0], places[0].layer, places[-1].layer
-            where = place.place if first is None else f"{place.place} {first}"
-            where += "" if first == last else f" to {last}"
-            note = f" ({place.note})" if place.note else ""
-            lines.append(f"  {where}: {place.method}, {place.tokens_before} -> {place.tokens_after}{note}")
+        for where, place in self.summary():
+            said = f"  {where}: {place.method}, {place.tokens_before} -> {place.tokens_after}"
+            saved = self._saved(place)
+            lines.append(said + (f", {saved}" if saved else "") + (f" ({place.note})" if place.note else ""))
         before, after = self.prefill_flops_before, self.prefill_flops_after
         lines.append(f"  prefill: {before / 1e9:,.3f} -> {after / 1e9:,.3f} GFLOPs ({after / before:.0%})")
         if self.kv_bytes_before is not None and self.kv_bytes_after is not None:
@@ -116,14 +119,52 @@ class Report:
             )
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
-    def _runs(self) -> list[list[PlaceReport]]:
-        """Places one by one, but layers that follow one another and say the same together."""
+    def _saved(self, place: PlaceReport) -> str:
+        said = []
+        if place.flops_saved:
+            flops = abs(place.flops_saved)
+            said.append(f"{flops / 1e9:,.3f} GFLOPs ({flops / self.prefill_flops_before:.0%})")
+        if place.kv_bytes_saved:
+            share = place.kv_bytes_saved / max(self.kv_bytes_before or 0, 1)
+            said.append(f"{place.kv_bytes_saved / 1024:,.0f} KiB ({share:.0%})")
+        return f"{'costs' if place.flops_saved < 0 else 'saves'} {' and '.join(said)}" if said else ""
+
+    def summary(self) -> list[tuple[str, PlaceReport]]:
+        """Where something was saved, in words, and what; layers that follow one another together.
+
+        Encoder or decoder layers at which one method takes away more and more make one line, and so do layers of the
+        cache of which it takes the same away. Their savings are added up.
+        """
         runs: list[list[PlaceReport]] = []
         for place in self.places:
             last = runs[-1][-1] if runs else None
-            follows = last is not None and last.layer is not None and place.layer == last.layer + 1
-            if last is not None and follows and dataclasses.replace(last, layer=place.layer) == place:
+            if last is not None and _continues(last, place):
                 runs[-1].append(place)
             else:
                 runs.append([place])
-        return runs
+        return [(_where(run), _together(run)) for run in runs]
+
+
+def _continues(last: PlaceReport, place: PlaceReport) -> bool:
+    if last.layer is None or place.layer != last.layer + 1:
+        return False
+    if (last.method, last.place, last.note) != (place.method, place.place, place.note):
+        return False
+    if (last.tokens_before, last.tokens_after) == (place.tokens_before, place.tokens_after):
+        return True
+    return place.place.endswith("layer") and place.tokens_before == last.tokens_after
+
+
+def _where(run: list[PlaceReport]) -> str:
+    place, first, last = run[0].place, run[0].layer, run[-1].layer
+    return place + ("" if first is None else f" {first}") + ("" if first == last else f" to {last}")
+
+
+def _together(run: list[PlaceReport]) -> PlaceReport:
+    freed = [place.kv_bytes_saved for place in run if place.kv_bytes_saved is not None]
+    return dataclasses.replace(
+        run[0],
+        tokens_after=run[-1].tokens_after,
+        flops_saved=sum(place.flops_saved for place in run),
+        kv_bytes_saved=sum(freed) if freed else None,
+    )

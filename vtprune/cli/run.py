@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vtprune.cli.common import app, check_writable, fail, input_errors, parse_keep, parse_settings, quietly
+from vtprune.report import Report
 
 
 @app.command()
@@ -139,6 +140,7 @@ def run(
         frames_taken = f"{len(clip.frames)} of {clip.total_frames} frames"
         console.print(f"video: {path.name}, {frames_taken}, {clip.duration:.1f} s", markup=False, soft_wrap=True)
     console.print(_comparison_table(result))
+    console.print(_places_table(result.report))
     for note in result.to_dict()["notes"]:
         console.print(f"note: {note}", markup=False)
     if overlay is not None:
@@ -161,4 +163,18 @@ def _comparison_table(result: Any) -> Table:
     for name, before, after, form in rows:
         share = f"{after / before:.0%}" if before else ""
         table.add_row(name, form.format(before), form.format(after), share)
+    return table
+
+
+def _places_table(report: Report) -> Table:
+    """What each method saves where, beyond those before it, as shares of what the untouched model needs."""
+    table = Table(title="where it is saved", title_justify="left")
+    table.add_column("place", no_wrap=True)
+    table.add_column("method")
+    for head in ("visual tokens", "prefill FLOPs", "KV cache"):
+        table.add_column(head, justify="right")
+    for where, place in report.summary():
+        saved = (place.flops_saved, report.prefill_flops_before), (place.kv_bytes_saved, report.kv_bytes_before)
+        shares = [f"{-x / whole:+.1%}" if x and whole else "" for x, whole in saved]
+        table.add_row(where, place.method, f"{place.tokens_before:,} -> {place.tokens_after:,}", *shares)
     return table

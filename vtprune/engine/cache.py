@@ -295,22 +295,25 @@ def shape_of(layer: Any) -> tuple[int, int, int]:
     return layer.shape if isinstance(layer, VisualCacheLayer) else tuple(layer.keys.shape[:3])
 
 
+def layer_bytes(layer: Any) -> tuple[int, int]:
+    """Bytes that a layer of a cache holds, and what its entries would be in the type of the model."""
+    if isinstance(layer, VisualCacheLayer):
+        return layer.held_bytes if layer.physical_length else (0, 0)
+    if not isinstance(getattr(layer, "keys", None), Tensor):
+        return 0, 0
+    return (held := layer.keys.nbytes + layer.values.nbytes), held
+
+
+def slot_bytes(layer: Any) -> int:
+    """Bytes that one slot of every row takes in a layer, in the type of the model; 0 in an empty one."""
+    plain = layer_bytes(layer)[1]
+    return plain // shape_of(layer)[2] if plain else 0
+
+
 def held_bytes(cache: Cache | None) -> tuple[int, int]:
     """Bytes that a cache holds, and what they would be had nothing left it and nothing been rounded."""
-    held = whole = 0
     layers: list[Any] = [] if cache is None else cache.layers
-    for layer in layers:
-        if isinstance(layer, VisualCacheLayer):
-            if not (length := layer.physical_length):
-                continue
-            own, plain = layer.held_bytes
-            held += own
-            whole += plain * layer.get_seq_length() // length
-        elif isinstance(getattr(layer, "keys", None), Tensor):
-            own = layer.keys.nbytes + layer.values.nbytes
-            held += own
-            whole += own
-    return held, whole
+    return sum(layer_bytes(x)[0] for x in layers), sum(slot_bytes(x) * x.get_seq_length() for x in layers)
 
 
 def divide_rows(rows: list[Rows], layer: int) -> None:

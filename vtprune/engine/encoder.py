@@ -25,12 +25,23 @@ Count = int | Sequence[Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """A stage that acted: its method, place and layer, and the visual tokens before and after."""
+    """A stage that acted.
+
+    Attributes:
+        stage: The stage.
+        layer: Of the encoder or decoder; None for none.
+        before: Visual tokens before it.
+        after: Visual tokens after it.
+        freed: Bytes that it freed in the cache.
+        spared: FLOPs that it saves without taking tokens away; less than 0 for what it costs.
+    """
 
     stage: ChainStage
     layer: int | None
     before: Count
     after: Count
+    freed: int = dataclasses.field(default=0, kw_only=True)
+    spared: int = dataclasses.field(default=0, kw_only=True)
 
     def counts(self) -> tuple[int, int]:
         """Numbers of visual tokens before and after."""
@@ -59,6 +70,7 @@ class EncoderRun:
         groups: Per unit, the group of every slot (slots,), -1 on newlines; None where nothing was merged.
         layer_tokens: Per block, tokens per tile in its attention and in its MLP.
         projected_tokens: How many tokens ran through the projector.
+        given_tokens: How many would have, had the encoder been left alone.
         merged_any: Whether tokens were merged or dropped between vision blocks.
     """
 
@@ -70,7 +82,7 @@ class EncoderRun:
         self.joins_patches = integration.patches_per_token(call) > 1
         self.events: list[Event] = []
         self.layer_tokens: dict[int, tuple[int, int]] = {}
-        self.projected_tokens = 0
+        self.projected_tokens = self.given_tokens = 0
         self.merged_any = False
         self.units: list[PictureLayout] = []
         self.encoded: list[Tensor] | None = None
@@ -218,6 +230,8 @@ class EncoderRun:
         for stage in self.chain.projector_stages:
             self._replace(stage, features)
         self.projected_tokens = self.features.shape[0] * self.features.shape[1]
+        tokens = features.shape[1] if self.group_owner is None else self.group_owner.shape[1]
+        self.given_tokens = features.shape[0] * tokens
         return self.features
 
     def _replace(self, stage: ChainStage, features: Tensor) -> None:
@@ -268,8 +282,8 @@ class EncoderRun:
             if self.group_owner is not None:
                 features = gather_rows(features, self.group_owner.clamp_min(0))
             self.encoded = integration.features_on_slots(call, features)
-        if not self.projected_tokens:
-            self.projected_tokens = sum(unit.slots for unit in self.units)
+        self.given_tokens = self.given_tokens or sum(unit.slots for unit in self.units)
+        self.projected_tokens = self.projected_tokens or self.given_tokens
         self.features = self.group_owner = None
         self.merged_any = self.tokens.owner is not None
         self.tokens = Running()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vtprune.engine.cache import Record, Rows, VisualCacheLayer, shape_of
+from vtprune.engine.cache import Record, Rows, VisualCacheLayer, layer_bytes, shape_of
 from vtprune.engine.chain import Chain, ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.encoder import Event
@@ -123,6 +123,15 @@ class Eviction:
         return self.shown
 
     def run(self, stage: ChainStage, ran: Ran) -> None:
+        """Let a stage act on a layer that ran, and measure what that frees."""
+        step, done = self.step, len(self.step.events)
+        before, _ = layer_bytes(step._cached()[ran.layer])
+        self._run(stage, ran)
+        if len(step.events) > done:
+            freed = before - layer_bytes(step._cached()[ran.layer])[0]
+            step.events[-1] = dataclasses.replace(step.events[-1], freed=freed)
+
+    def _run(self, stage: ChainStage, ran: Ran) -> None:
         """Show a stage the entries of a layer that ran, and let leave what it does not keep."""
         step = self.step
         if stage.stage.decodes:

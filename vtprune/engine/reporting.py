@@ -5,12 +5,13 @@ from __future__ import annotations
 import bisect
 import dataclasses
 
-from vtprune.engine.cache import held_bytes
+from vtprune.engine.cache import held_bytes, slot_bytes
 from vtprune.engine.chain import Chain
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.encoder import EncoderRun, Event
-from vtprune.engine.flops import attention_flops, linear_flops
+from vtprune.engine.flops import decoder_flops, encoder_flops, projector_flops
 from vtprune.engine.layout import VisualLayout
+from vtprune.engine.savings import Prompt, Saving, Savings
 from vtprune.engine.selection import Selected
 from vtprune.engine.work import Work
 from vtprune.integrations.base import Integration
@@ -41,6 +42,8 @@ class Prefill:
         self.states = None if step.sharing is None else step.sharing.counts
         self.original_lengths = step.original_lengths
         self.kv_bytes = None if step.cache is None else held_bytes(step.cache)
+        self.slot_bytes = [slot_bytes(layer) for layer in step._cached()] or [0] * len(step.lengths)
+        self.past, self.width = step.past, step.original_length
         self._report: Report | None = None
 
     def report(self) -> Report:
@@ -49,6 +52,9 @@ class Prefill:
             pictures = self._pictures()
             before, after = self._flops()
             kv_after, kv_before = self.kv_bytes or (None, None)
+            events = self._acted()
+            savings = self._savings(events)
+            earlier = Saving(before - after, (kv_before or 0) - (kv_after or 0)).less(savings)
             self._report = Report(
                 methods=self.chain.names,
                 visual_tokens_before=sum(p.tokens for p in pictures),
@@ -57,9 +63,9 @@ class Prefill:
                 prefill_flops_after=after,
                 kv_bytes_before=kv_before,
                 kv_bytes_after=kv_after,
-                places=tuple(_place(event) for event in self.events),
+                places=tuple(_place(*x, kv_before is not None) for x in zip(events, savings, strict=True)),
                 pictures=pictures,
-                notes=self._notes(),
+                notes=self._notes(earlier),
             )
         return self._report
 
@@ -92,45 +98,51 @@ class Prefill:
 
     def _flops(self) -> tuple[int, int]:
         """Prefill FLOPs before and after, of the encoder, the projector and the decoder's layers."""
-        before = after = 0
+        integration, before, after = self.integration, 0, 0
         for run in self.runs:
-            encoder = self._encoder_flops(run)
-            projector = sum(linear_flops(module) for module in self.integration.projectors)
-            before += encoder[0] + projector * sum(unit.slots for unit in run.units)
-            after += encoder[1] + projector * run.projected_tokens
-        for i, layer in enumerate(self.integration.decoder_layers):
-            linear, width = linear_flops(layer), self.integration.decoder_width(layer)
+            before += encoder_flops(integration, run.given, {}) + projector_flops(integration) * run.given_tokens
+            after += encoder_flops(integration, run.call, run.layer_tokens)
+            after += projector_flops(integration) * run.projected_tokens
+        for i, layer in enumerate(integration.decoder_layers):
             length, past = self.lengths[i]
-            for n in self.original_lengths:
-                before += n * linear + attention_flops(n, past + n, width)
+            before += decoder_flops(integration, layer, self.original_lengths, self.past)
             if i in self.work:
-                after += self.work[i].flops(self.integration, layer, length, past)
+                after += self.work[i].flops(integration, layer, length, past)
             else:
-                for n, states in zip(length, self.states or length, strict=True):
-                    after += states * linear + attention_flops(n, past + n, width)
-            for tried in self.tried:
-                if i < tried.layers:
-                    after += sum(n * linear + attention_flops(n, tried.past[i] + n, width) for n in tried.lengths)
-        return before, after
+                after += decoder_flops(integration, layer, length, past, self.states)
+        return before, after + sum(tried.flops(integration) for tried in self.tried)
 
-    def _encoder_flops(self, run: EncoderRun) -> tuple[int, int]:
-        """The encoder runs once per picture, however many rows share it."""
-        width = self.integration.encoder_width
-        before = after = 0
-        now: tuple[int, int] | None = None  # tokens per tile in attention and MLP, once tokens were merged
-        for i, layer in enumerate(self.integration.all_encoder_layers):
-            mlp = linear_flops(layer.get_submodule("mlp"))
-            rest = linear_flops(layer) - mlp
-            now = run.layer_tokens.get(i, None if now is None else (now[1], now[1]))
-            for n in self.integration.encoder_lengths(i, run.given):
-                before += n * (mlp + rest) + attention_flops(n, n, width)
-            for n in self.integration.encoder_lengths(i, run.call):
-                attended, fed = (n, n) if now is None else now
-                after += attended * rest + fed * mlp + attention_flops(attended, attended, width)
-        return before, after
+    def _acted(self) -> list[Event]:
+        """All that acted, in the order of the places: trial runs, and what stages inside layers spare, among it."""
+        events, integration = list(self.events), self.integration
+        texts = sum(self.original_lengths) - int(self.layout.visual.sum())
+        trials = {stage.method: stage for stage in self.chain.decoder_stages if stage.stage.trial is not None}
+        for tried in self.tried:
+            stage, tokens = trials[tried.method], sum(tried.lengths) - texts
+            events.append(Event(stage, stage.layers[0], tokens, tokens, spared=-tried.flops(integration)))
+            decided = [i for i, event in enumerate(self.events) if event.stage is stage]
+            if decided:
+                events[decided[0]] = dataclasses.replace(events[decided[0]], spared=events.pop().spared)
+        for i, work in sorted(self.work.items()):
+            (counts, past), layer = self.lengths[i], integration.decoder_layers[i]
+            attention = dataclasses.replace(work, fed=None)
+            costs = [x.flops(integration, layer, counts, past) for x in (Work(), attention, work)]
+            stages = self.chain.attention_stages.get(i), self.chain.mlp_stages.get(i)
+            tokens = sum(counts) - texts
+            for acting, before, after in zip(stages, costs, costs[1:], strict=False):
+                if acting is not None and acting.method in work.methods:
+                    events.append(Event(acting, i, tokens, tokens, spared=before - after))
+        order = {Place.ATTENTION: 1, Place.MLP: 2, Place.CACHE: 3}  # the others are in order
+        return sorted(events, key=lambda event: order.get(event.stage.stage.place, 0))
 
-    def _notes(self) -> tuple[str, ...]:
-        acted = {event.stage.method for event in self.events}.union(*(work.methods for work in self.work.values()))
+    def _savings(self, events: list[Event]) -> list[Saving]:
+        """What each event saves."""
+        past = [past for _, past in (self.lengths[i] for i in range(len(self.lengths)))]
+        prompt = Prompt(self.original_lengths, self.width, past, self.slot_bytes, self.states)
+        return Savings(self.integration, self.runs, self.layout, prompt).of(events, self.selected)
+
+    def _notes(self, earlier: Saving) -> tuple[str, ...]:
+        acted = {event.stage.method for event in self.events}
         idle = [name for name in dict.fromkeys(self.chain.names) if name not in acted]
         notes = [f"{name} removed nothing." for name in idle]
         notes += [
@@ -152,6 +164,11 @@ class Prefill:
                 "several patches make a token in this family: merged patches save work in the encoder, and only tokens "
                 "that have become equal leave the prompt."
             )
+        if any(earlier):
+            notes.append(
+                f"of the savings, {earlier.flops / 1e9:,.3f} GFLOPs and {earlier.kv_bytes / 1024:,.0f} KiB are due to "
+                "what left before this turn."
+            )
         return tuple(notes)
 
     def _saved_inside(self) -> str:
@@ -165,8 +182,10 @@ class Prefill:
         return f"{' and '.join(names)}: {which} compute {after / before:.0%} of their FLOPs on the same tokens."
 
 
-def _place(event: Event) -> PlaceReport:
+def _place(event: Event, saving: Saving, cached: bool) -> PlaceReport:
     before, after = event.counts()
-    note = event.note() or ("kept everything" if before == after else "")
+    inside = event.stage.stage.place in (Place.ATTENTION, Place.MLP)  # where no token leaves
+    note = event.note() or ("kept everything" if before == after and not inside else "")
     place = Place.DECODER_LAYER if event.stage.stage.skips else event.stage.stage.place
-    return PlaceReport(event.stage.method, place.value, event.layer, before, after, note)
+    kv_bytes = saving.kv_bytes if cached else None
+    return PlaceReport(event.stage.method, place.value, event.layer, before, after, note, saving.flops, kv_bytes)

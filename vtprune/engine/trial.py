@@ -14,6 +14,8 @@ from torch import Tensor
 
 from vtprune.budget import Budget
 from vtprune.compat import nothing_collected
+from vtprune.engine.flops import decoder_flops
+from vtprune.integrations.base import Integration
 
 if TYPE_CHECKING:
     from vtprune.engine.chain import ChainStage
@@ -34,6 +36,11 @@ class Tried(NamedTuple):
     layers: int
     lengths: list[int]
     past: list[int]
+
+    def flops(self, integration: Integration) -> int:
+        """What it took."""
+        layers = zip(integration.decoder_layers[: self.layers], self.past, strict=True)
+        return sum(decoder_flops(integration, layer, self.lengths, past) for layer, past in layers)
 
 
 class Earlier:
