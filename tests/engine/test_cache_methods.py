@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import vtprune
+from tests.engine.test_eviction import check_padding_and_beams
 from tests.engine.test_packing import rounded
-from tests.families import FAMILIES, IMAGE, VIDEO
+from tests.families import FAMILIES, IMAGE, VIDEO, Row
 from tests.methods.inputs import INFO
 from tests.reference import positions_of
 from vtprune.budget import pyramid, token_count
@@ -24,11 +26,14 @@ from vtprune.methods import Keep, Method, Place, Store, build_method, get_method
 CLOSE = dict(atol=1e-4, rtol=1e-4)
 METHODS = [name for name in method_names() if get_method(name).layered]
 EVICTING = [name for name in METHODS if name != "zipcache"]  # that one rounds: test_packing.py
-LASTING = {  # those that let text leave too, at every step, or before further turns: a cache that never grows for long
-    "a2sf": dict(keep=24, recent=0.25, text=True, decodes=True),
-    "h2o": dict(keep=24, recent=0.5, queries="all", mean=True, text=True),
-    "keyformer": dict(keep=24, recent=0.5, text=True),
-    "spatten": dict(keep=24, recent=0.5, text=True),
+VARIANTS = {  # other ways of theirs: text leaves too, once, at every step, or before further turns
+    "a2sf-steps": dict(keep=24, recent=0.25, text=True, decodes=True),
+    "h2o-steps": dict(keep=24, recent=0.5, queries="all", mean=True, text=True),
+    "keyformer-steps": dict(keep=24, recent=0.5, text=True),
+    "spatten-steps": dict(keep=24, recent=0.5, text=True),
+    "snapkv-text": dict(keep=12, window=4, text=True),
+    "ems-text": dict(keep=12, window=4, tau=-1.0, merge_keys=True, text=True),
+    "fasa-evicts": dict(keep=0.3, act="evict"),
     "spatten-turns": dict(keep=24, recent=0.5, text=True, rule="turns", room=4),
     "spatten-turns-visual": dict(keep=10, rule="turns"),
 }
@@ -44,6 +49,7 @@ class Noted(Method):
     places = (Place.CACHE,)
 
     inner: Method
+    only: tuple[int, ...] | None = None  # layers at which it acts; all of its own if None
     calls: list[dict[int, Any]] = dataclasses.field(default_factory=list)
 
     @property
@@ -51,7 +57,8 @@ class Noted(Method):
         return self.inner.name
 
     def stages(self, model):
-        return [dataclasses.replace(s, decide=self.noting(s.decide)) for s in self.inner.stages(model)]
+        found = [dataclasses.replace(s, decide=self.noting(s.decide)) for s in self.inner.stages(model)]
+        return found if self.only is None else [dataclasses.replace(s, layers=self.only) for s in found]
 
     def noting(self, decide):
         def decided(entries):
@@ -85,14 +92,20 @@ def edit(cache: Any, call: dict[int, Any]) -> None:
 
 
 @contextlib.contextmanager
-def plain_masks(model: Any) -> Iterator[None]:
-    """Every layer of the bare model sees all that it holds, however long its cache is."""
+def plain_masks(model: Any, sees: Mapping[int, Tensor] = MappingProxyType({})) -> Iterator[None]:
+    """Every layer of the bare model sees all that it holds, however long its cache is, or what it is told to see.
+
+    The latter by layer: bool, (kv_heads, queries, keys).
+    """
 
     def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         held = kwargs["past_key_values"].layers
         past = held[module.layer_idx].get_seq_length() if module.layer_idx < len(held) else 0
         new = (args[0] if args else kwargs["hidden_states"]).shape[1]
-        return args, {**kwargs, "attention_mask": torch.ones(1, 1, new, past + new, dtype=torch.bool).tril(past)}
+        mask = torch.ones(1, 1, new, past + new, dtype=torch.bool).tril(past)
+        if module.layer_idx in sees:
+            mask = sees[module.layer_idx].repeat_interleave(module.num_key_value_groups, 0)[None]
+        return args, {**kwargs, "attention_mask": mask}
 
     handles = [
         layer.self_attn.register_forward_pre_hook(hook, with_kwargs=True) for layer in model.model.language_model.layers
@@ -166,9 +179,9 @@ def test_equals_editing_the_cache(name: str, family: Any) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-@pytest.mark.parametrize("name", LASTING)
-def test_equals_editing_the_cache_after_every_step(name: str, family: Any) -> None:
-    check_editing(family, noted(name.partition("-")[0], **LASTING[name]))
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants_equal_editing_the_cache(name: str, family: Any) -> None:
+    check_editing(family, noted(name.partition("-")[0], **VARIANTS[name]))
 
 
 @torch.no_grad()
@@ -223,3 +236,69 @@ def test_budgets_of_layers_and_heads(name: str, family_name: str) -> None:
     assert [p.tokens_after for p in report.places] == [token_count(budgets[i], visual) for i in acted]
     alike = [torch.equal(stays[:, 0], stays[:, 1]) for stays, *_ in method.calls[0].values()]
     assert all(alike) if name in TOGETHER else not any(alike)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family_name", SOME)
+@pytest.mark.parametrize("name", [*METHODS, *VARIANTS])
+def test_padding_and_beams(name: str, family_name: str) -> None:
+    method = build_method(name.partition("-")[0], VARIANTS.get(name, {"keep": 0.3}))
+    check_padding_and_beams(FAMILIES[family_name], method)
+
+
+NEW = 1010
+
+
+def answered(family: Any, methods: list[Noted]) -> tuple[Any, Any, Tensor, Any]:
+    """A prompt, and more than a thousand new tokens: model, conversation, logits of these tokens, and the cache."""
+    model, row = family.model(), family.row(5, IMAGE, 7)
+    language_model = model.model.language_model
+    language_model.layers = language_model.layers[: len(methods)]
+    language_model.config.num_hidden_layers = len(methods)
+    with vtprune.applied(model, methods):
+        settings = dict(max_new_tokens=NEW, do_sample=False, output_logits=True, return_dict_in_generate=True)
+        out = model.generate(**family.inputs(row), **settings)
+    answer = Row(out.sequences[0, len(row.ids) : -1], ())
+    assert out.past_key_values.get_seq_length() == len(row.ids) + NEW - 1
+    return model, [row, answer], torch.stack(out.logits, 1), out.past_key_values
+
+
+@torch.no_grad()
+def test_a_thousand_new_tokens_behind_one_eviction() -> None:
+    """Every layer with another method; the answer fed again in one call to the edited cache says the same."""
+    family = FAMILIES["qwen2_5_vl"]
+    once = [name for name in EVICTING if name not in TOGETHER]
+    methods = [dataclasses.replace(noted(name), only=(i,)) for i, name in enumerate(once)]
+    model, turns, logits, cache = answered(family, methods)
+    with plain_masks(model):
+        expected, edited = fed(model, family, turns, [(0, method.calls[0]) for method in methods])
+    torch.testing.assert_close(logits, expected[:, -NEW:], atol=1e-3, rtol=1e-3)
+    for ours, theirs in zip(cache.layers, edited.layers, strict=True):
+        assert ours.keys.shape[2] < cache.get_seq_length()
+        torch.testing.assert_close(ours.keys, theirs.keys, **CLOSE)
+        torch.testing.assert_close(ours.values, theirs.values, **CLOSE)
+
+
+@torch.no_grad()
+def test_a_thousand_new_tokens_with_a_cache_that_never_grows() -> None:
+    """Every layer with another method; all tokens again in one call, in which each sees what was held then."""
+    family, sees = FAMILIES["qwen2_5_vl"], {}
+    steps = {name.partition("-")[0]: parameters for name, parameters in VARIANTS.items() if name.endswith("-steps")}
+    methods = [dataclasses.replace(noted(name, **steps[name]), only=(i,)) for i, name in enumerate(steps)]
+    model, turns, logits, cache = answered(family, methods)
+    length = cache.get_seq_length()
+    for layer, method in enumerate(methods):
+        assert len(method.calls) == NEW
+        sees[layer] = torch.ones(2, length, length, dtype=torch.bool).tril()  # (kv_heads, queries, slots)
+        for h, seen in enumerate(sees[layer]):
+            held, end = torch.arange(0), 0
+            for call, new in zip(method.calls, [length - NEW + 1, *[1] * (NEW - 1)], strict=True):
+                came = torch.arange(end, end + new)
+                stays = call[layer][0][0, h]
+                gone = torch.cat((held, came))[~stays]
+                held, end = torch.cat((held, came))[stays], end + new
+                seen[end:, gone] = False
+            assert len(held) == cache.layers[layer].keys.shape[2] == steps[method.name]["keep"]
+    with plain_masks(model, sees):
+        expected, _ = fed(model, family, [turns[0].then(turns[1])])
+    torch.testing.assert_close(logits, expected[:, -NEW:], atol=1e-3, rtol=1e-3)

@@ -122,19 +122,15 @@ def test_equals_hiding_from_later_queries(name, attention, chain):
         assert all(p.place == "decoder cache" and p.tokens_after < p.tokens_before for p in places)
 
 
-TEXT = [
-    "snapkv:keep=12,window=4,text=true",
-    "h2o:keep=12,recent=0.5,queries=all,mean=true,text=true",
-    "keyformer:keep=12,recent=0.5,text=true",
-    "a2sf:keep=12,recent=0.5,text=true,decodes=true",
-]
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("method", [Toy(), Forgetful(), *TEXT], ids=lambda x: getattr(x, "name", x))
+@pytest.mark.parametrize("method", [Toy(), Forgetful()], ids=lambda x: x.name)
 def test_padding_and_beams(name, method):
-    family = FAMILIES[name]
+    check_padding_and_beams(FAMILIES[name], method)
+
+
+def check_padding_and_beams(family, method):
+    """Rows of a batch are what they are alone, token by token, and so are beams."""
     rows = [family.row(5, IMAGE, 7, seed=1), family.row(9, seed=2), family.row(1, IMAGE, 2, IMAGE, 4, seed=4)]
     if VIDEO in family.kinds:
         rows.append(family.row(1, VIDEO, 2, IMAGE, 2, seed=6))
@@ -218,16 +214,6 @@ def test_evicting_at_every_step_equals_hiding(name, attention, text):
     expected, _ = bare_run(model, whole(model, conversation, parts), positions, decided)
     found = torch.cat((logits, *later), 1)
     torch.testing.assert_close(found, expected[:, -found.shape[1] :], **CLOSE)
-
-
-@torch.no_grad()
-def test_a_bounded_cache_past_a_thousand_tokens():
-    family = FAMILIES["llava-clip"]
-    with vtprune.applied(family.model(), Forgetful(keep=20)) as model:
-        _, logits, cache = answer(model, family.inputs(family.row(5, IMAGE, 7)), 1010)
-    assert cache.layers[1].keys.shape[2] == cache.layers[4].keys.shape[2] == 20
-    assert cache.get_seq_length() == cache.layers[0].keys.shape[2] == 48 + 1009
-    assert logits.isfinite().all()
 
 
 @torch.no_grad()

@@ -90,8 +90,9 @@ class SpAtten(Method):
         """
         slot = slots_of(entries)
         importance = accumulated(entries, slot)
-        before = entries.across.get("alive") if entries.layer else None  # every call starts anew at the first layer
-        alive = entries.valid if before is None else before.to(slot.device).gather(1, slot)
+        before, alive = entries.across.get("alive"), entries.valid
+        if entries.layer and before is not None and before.shape[1] == entries.fed:  # not of an earlier call
+            alive = before.to(slot.device).gather(1, slot)
         among = entries.candidate[:, :1] & alive[:, None]
         counts = self.counts(entries, layers)
         recent = share(counts, self.recent)
@@ -155,6 +156,8 @@ def accumulated(entries: CacheEntries, slot: Tensor) -> Tensor:
     if before is None:
         before = torch.zeros(len(slot), 0, device=slot.device)
     before = F.pad(before.to(slot.device), (0, entries.fed - before.shape[1]))
+    if not entries.layer:  # tokens that were taken back may have stood in the place of new ones
+        before = before.scatter(1, given(entries.slot, "spatten", "slot"), 0.0)
     total = before.scatter_add(1, slot, received(entries).sum(1).masked_fill(~entries.valid, 0))
     entries.across["importance"] = total
     return total.gather(1, slot)
