@@ -73,6 +73,28 @@ def scene_picture(seed: int) -> Image.Image:
     return draw_scene(make_scene(seed))
 
 
+def prompt_text(processor: Any, question: str, clips: bool, answer: str | None = None) -> str:
+    """The prompt of a question by the processor's chat template, or the whole conversation with an answer."""
+    parts = [{"type": "video" if clips else "image"}, {"type": "text", "text": question}]
+    conversation: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+    if answer is not None:
+        conversation.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    text: str = processor.apply_chat_template(conversation, add_generation_prompt=answer is None)
+    return text
+
+
+def prompt_inputs(
+    model: Any, processor: Any, seen: Sequence[Image.Image | np.ndarray], questions: Sequence[str]
+) -> Any:
+    """What the processor makes of a batch of questions, padded on the left; see `ask_model`."""
+    clips = isinstance(seen[0], np.ndarray)
+    texts = [prompt_text(processor, question, clips) for question in questions]
+    processor.tokenizer.padding_side = "left"
+    shown = {"videos" if clips else "images": list(seen)}
+    inputs = processor(text=texts, padding=True, return_tensors="pt", **shown)
+    return inputs.to(model.device, dtype=model.dtype)
+
+
 def ask_model(
     model: Any, processor: Any, seen: Sequence[Image.Image | np.ndarray], questions: Sequence[str]
 ) -> list[str]:
@@ -86,23 +108,33 @@ def ask_model(
         seen: Pictures, or clips as arrays of frames, (frames, height, width, 3) uint8; all of one sort.
         questions: One for each of them.
     """
-    clips = isinstance(seen[0], np.ndarray)
-    part = {"type": "video" if clips else "image"}
-    texts = [
-        processor.apply_chat_template(
-            [{"role": "user", "content": [part, {"type": "text", "text": question}]}],
-            add_generation_prompt=True,
-        )
-        for question in questions
-    ]
-    processor.tokenizer.padding_side = "left"
-    shown = {"videos" if clips else "images": list(seen)}
-    inputs = processor(text=texts, padding=True, return_tensors="pt", **shown)
-    inputs = inputs.to(model.device, dtype=model.dtype)
+    inputs = prompt_inputs(model, processor, seen, questions)
     with torch.no_grad():
         generated = model.generate(**inputs, do_sample=False, max_new_tokens=16)
     behind = generated[:, inputs["input_ids"].shape[1] :]
     return [answer.strip().lower() for answer in processor.batch_decode(behind, skip_special_tokens=True)]
+
+
+def judge(
+    model: Any,
+    processor: Any,
+    questions: Sequence[SceneQuestion] | Sequence[ClipQuestion],
+    *,
+    batch_size: int = 32,
+    blank: bool = False,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[tuple[SceneQuestion | ClipQuestion, bool]]:
+    """Every question and whether it was answered rightly, always in the same order; see `evaluate`."""
+    if not questions or batch_size < 1:
+        raise ValueError(f"questions must not be empty and batch_size >= 1, got {len(questions)} and {batch_size}")
+    judged: list[tuple[SceneQuestion | ClipQuestion, bool]] = []
+    for batch in by_shape(questions, batch_size):
+        shown = [seen(item, blank) for item in batch]
+        answers = ask_model(model, processor, shown, [item.question.text for item in batch])
+        judged += [(x, answer == x.question.answer.lower()) for x, answer in zip(batch, answers, strict=True)]
+        if on_batch is not None:
+            on_batch(len(batch))
+    return judged
 
 
 def evaluate(
@@ -130,15 +162,10 @@ def evaluate(
     Raises:
         ValueError: If there are no questions, or `batch_size` is less than 1.
     """
-    if not questions or batch_size < 1:
-        raise ValueError(f"questions must not be empty and batch_size >= 1, got {len(questions)} and {batch_size}")
+    judged = judge(model, processor, questions, batch_size=batch_size, blank=blank, on_batch=on_batch)
     right: dict[str, list[bool]] = {}
-    for batch in _batches(questions, batch_size):
-        answers = ask_model(model, processor, [_seen(item, blank) for item in batch], [q.question.text for q in batch])
-        for item, answer in zip(batch, answers, strict=True):
-            right.setdefault(item.question.kind, []).append(answer == item.question.answer.lower())
-        if on_batch is not None:
-            on_batch(len(batch))
+    for item, good in judged:
+        right.setdefault(item.question.kind, []).append(good)
     return {
         "accuracy": sum(map(sum, right.values())) / len(questions),
         "n": len(questions),
@@ -146,7 +173,7 @@ def evaluate(
     }
 
 
-def _batches(
+def by_shape(
     questions: Sequence[SceneQuestion] | Sequence[ClipQuestion], batch_size: int
 ) -> Iterator[Sequence[SceneQuestion | ClipQuestion]]:
     """Batches in order; those of clips by length, as not every processor takes clips of several lengths at once."""
@@ -158,7 +185,8 @@ def _batches(
             yield group[first : first + batch_size]
 
 
-def _seen(item: SceneQuestion | ClipQuestion, blank: bool) -> Image.Image | np.ndarray:
+def seen(item: SceneQuestion | ClipQuestion, blank: bool = False) -> Image.Image | np.ndarray:
+    """What a question is about: a picture, or a clip as an array of frames; a grey one on demand."""
     if isinstance(item, ClipQuestion):
         frames = clip_frames(item.seed)
         return np.full_like(frames, _BLANK[0]) if blank else np.array(frames)
