@@ -137,6 +137,18 @@ class Probe:
         with vtprune.applied(self.model, list(chain)):
             return self._ask(first, last, on_batch, pruned=True)
 
+    def share(self, chain: Sequence[str], questions: int) -> float:
+        """Share of prefill FLOPs on the first questions; see `read`."""
+        before = after = 0
+        with vtprune.applied(self.model, list(chain)), torch.inference_mode():
+            for one in self._batches(0, questions):
+                self.model(**one.inputs, use_cache=True, logits_to_keep=1)
+                report = vtprune.report(self.model)
+                if report is None:
+                    raise ValueError("the questions reached the model without a picture or a video.")
+                before, after = before + report.prefill_flops_before, after + report.prefill_flops_after
+        return after / before
+
     def _ask(self, first: int, last: int, on_batch: Callable[[int], None] | None, pruned: bool) -> Reading:
         found: Reading | None = None
         for batch in self._batches(first, last):
