@@ -2,8 +2,8 @@
 
 A candidate is a chain of methods with fixed budgets but one, the open budget, which follows from the share. Encoder
 sides are one of `INSIDE` (open), one of `OUTPUT` (open), or one of `INSIDE` (open) and then one of `OUTPUT` at a half.
-Each goes alone or before one of `DECODER`; those of `DECODER_ALONE` go without an encoder side, and are open. The best of all
-is tried before every one of `CACHE`, which costs no FLOPs of the prefill and saves memory.
+Each goes alone or before one of `DECODER`; those of `DECODER_ALONE` go without an encoder side, and are open. The best
+of all is tried before every one of `CACHE`, which costs no FLOPs of the prefill and saves memory.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def halve(
     candidates: Sequence[T],
     scores: Callable[[T, int], Sequence[float]],
     rounds: Sequence[int] = ROUNDS,
-    on_round: Callable[[int, int, int], None] = lambda number, left, questions: None,
+    on_candidate: Callable[[int, int, int], None] = lambda number, done, total: None,
 ) -> list[T]:
     """The candidates of the last round, the best one first.
 
@@ -33,12 +33,15 @@ def halve(
         candidates: What there is; of equally good ones those that stand first go on.
         scores: Scores of a candidate on the first so many questions; the higher the better. All answer the same ones.
         rounds: Questions per round, ascending.
-        on_round: Called before every round with its number, how many candidates there are, and the questions.
+        on_candidate: Called before every candidate with the round's number, how many are done, and how many there are.
     """
     left = list(candidates)
     for number, questions in enumerate(rounds):
-        on_round(number, len(left), questions)
-        means = [math.fsum(found) / len(found) for found in (scores(one, questions) for one in left)]
+        means = []
+        for done, one in enumerate(left):
+            on_candidate(number, done, len(left))
+            found = scores(one, questions)
+            means.append(math.fsum(found) / len(found))
         order = sorted(range(len(left)), key=lambda i: (-means[i], i))
         last = number + 1 == len(rounds)
         left = [left[i] for i in (order if last else order[: survivors(len(left))])]

@@ -1,7 +1,7 @@
 """docs/methods.md, from the registry, the support matrix, measured tables, and docs/methods-notes.toml.
 
-`python -m vtprune.evals.methods_page docs/methods.md docs/results/{methods,overheads}-*.json` writes the page, and its
-plots beside it.
+`python -m vtprune.evals.methods_page docs/methods.md docs/results/{methods,overheads,search}-*.json` writes the page
+and its plots.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import vtprune
 from vtprune.describe import LETTERS, describe_lines
 from vtprune.evals.methods_data import Point, Table, read_tables
+from vtprune.evals.search_page import is_search, section
 
 NOTES, PLOTS = "methods-notes.toml", "plots"
 GLANCE = "0.25"
@@ -29,7 +30,7 @@ Every method of the package: what it does, what it looks at, what it costs, wher
 all families; [benchmarks.md](benchmarks.md) explains overheads. This page is written by
 
 ```sh
-python -m vtprune.evals.methods_page docs/methods.md docs/results/{{methods,overheads}}-*.json
+python -m vtprune.evals.methods_page docs/methods.md docs/results/{{methods,overheads,search}}-*.json
 ```
 
 from the methods' own files, from what was measured, and from [methods-notes.toml](methods-notes.toml).
@@ -61,14 +62,15 @@ def main(arguments: Sequence[str]) -> None:
     """Write the page and its plots.
 
     Args:
-        arguments: The page, then documents of `vtprune.evals.table` and `vtprune.evals.overheads`.
+        arguments: The page, then documents of `vtprune.evals.table`, `vtprune.evals.overheads` and `vtprune search`.
     """
     from vtprune.evals.methods_plots import draw_group
 
     page, *documents = map(Path, arguments)
     notes = read_notes(page.with_name(NOTES))
-    tables = read_tables([json.loads(path.read_text(encoding="utf-8")) for path in documents], notes["models"])
-    page.write_text(text(notes, tables), encoding="utf-8")
+    read = [json.loads(path.read_text(encoding="utf-8")) for path in documents]
+    tables = read_tables([x for x in read if not is_search(x)], notes["models"])
+    page.write_text(text(notes, tables, [x for x in read if is_search(x)]), encoding="utf-8")
     for group in notes["groups"]:
         draw_group(group["methods"], tables, page.parent / plot(group), views=group.get("views", ["tokens"]))
 
@@ -95,11 +97,12 @@ def plot(group: dict[str, Any]) -> str:
     return f"{PLOTS}/methods-{re.sub('[^a-z]+', '-', group['title'].lower())}.png"
 
 
-def text(notes: dict[str, Any], tables: Sequence[Table]) -> str:
+def text(notes: dict[str, Any], tables: Sequence[Table], searches: Sequence[dict[str, Any]] = ()) -> str:
     """The whole page."""
     about = {method["name"]: method for method in vtprune.methods()}
     letters = "\n".join(["  | | |", "  |---|---|", *(f"  | {letter} | {said} |" for letter, said in LETTERS.items())])
     lines = [INTRO.format(letters=letters), *_glance(notes, about, tables), *_measured(tables)]
+    lines += section(searches, notes.get("models", []))
     lines += ["## What was learnt", "", *(_wrapped(f"- {said}") for said in notes["learnt"]), ""]
     for group in notes["groups"]:
         lines += [f"## {group['title']}", "", _wrapped(group["about"]), "", f"![{group['title']}]({plot(group)})", ""]

@@ -93,6 +93,16 @@ def draw_questions(suite: str, count: int, seed: int) -> list[SceneQuestion] | l
     return drawn
 
 
+def check_suite(loaded: Loaded, suite: str) -> None:
+    """Refuse clips for a model that cannot be shown any.
+
+    Raises:
+        ValueError: It takes no videos.
+    """
+    if suite == "clips" and not (integrate(loaded.model).takes_videos and hasattr(loaded.processor, "video_processor")):
+        raise ValueError(f"model {loaded.name!r} takes no videos; use the suite 'scenes'.")
+
+
 class Probe:
     """Questions with answers, asked of a model under any chain.
 

@@ -4,13 +4,15 @@ The share counts encoder, projector and decoder, over those of the unpruned mode
 of `vtprune.evals.chains`; their open budgets are set so that they meet the share; successive halving chooses by the
 mean log-likelihood of right answers, on questions that are the same for all. The best one is then tried with every
 cache method, and of all finalists within one standard error of the best (of paired differences) the one with the
-smallest cache wins. Held-out questions are about other pictures, of another test set, and are asked at the very end only.
+smallest cache wins. Held-out questions are about other pictures, of another test set, and are asked at the very end
+only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -25,7 +27,7 @@ from vtprune.bench.machine import describe_machine, machine_line
 from vtprune.evals.chains import CACHE, GRID, Candidate, Fit, candidates, fit
 from vtprune.evals.halving import halve, standard_error, wilson
 from vtprune.evals.journal import Journal
-from vtprune.evals.probes import Probe, Reading, draw_questions
+from vtprune.evals.probes import Probe, Reading, check_suite, draw_questions
 from vtprune.evals.suite import judge
 from vtprune.evals.table import fingerprint, write_whole
 from vtprune.models import Loaded, resolve_model
@@ -97,6 +99,7 @@ class Search:
         self, loaded: Loaded, settings: Settings, journal: Journal, progress: Progress = lambda *step: None
     ) -> None:
         self.loaded, self.settings, self.journal, self.progress = loaded, settings, journal, progress
+        check_suite(loaded, settings.suite)
         questions = draw_questions(settings.suite, settings.calibration, CALIBRATION_SEED)
         answers: Any = "own" if settings.metric == "agreement" else "right"
         self.probe = Probe(loaded, questions, answers=answers, batch_size=settings.batch_size)
@@ -111,14 +114,19 @@ class Search:
         for first, last in itertools.pairwise(edges):
             if last > questions:
                 break
-            value = self.journal.get(
-                f"{_label(chain)} | {first}-{last}", lambda a=first, b=last: _packed(self.probe.read(chain, a, b))
-            )
+            read = functools.partial(self._read, chain, first, last)
+            value = self.journal.get(f"{_label(chain)} | {first}-{last}", read)
             one = Reading(*map(tuple, value))
             found = one if found is None else found + one
         if found is None:
             raise ValueError(f"{questions} is no number of questions of a round.")
         return found
+
+    def _read(self, chain: Sequence[str], first: int, last: int) -> list[Any]:
+        return _packed(self.probe.read(chain, first, last))
+
+    def _share_at(self, one: Candidate, level: int) -> float | str:
+        return self.share(one.chain(level))
 
     def scores(self, chain: Sequence[str], questions: int) -> list[float]:
         """By which chains are compared."""
@@ -199,21 +207,15 @@ class Search:
         everything, fits = candidates(), []
         for number, one in enumerate(everything):
             self.progress(f"{wanted:.0%} of FLOPs: budgets", number, len(everything))
-            fits.append((one, fit(lambda level, one=one: self.share(one.chain(level)), wanted)))
+            fits.append((one, fit(functools.partial(self._share_at, one), wanted)))
         return fits
 
     def _halved(self, chains: Sequence[tuple[str, ...]], label: str) -> list[tuple[str, ...]]:
-        step = {"of": "", "done": 0, "total": 0}
+        def on_candidate(number: int, done: int, total: int) -> None:
+            questions = self.settings.rounds[number]
+            self.progress(f"{label}: round {number + 1}, {questions} questions", done, total)
 
-        def on_round(number: int, left: int, questions: int) -> None:
-            step.update(of=f"{label}: round {number + 1}, {questions} questions", done=0, total=left)
-
-        def scores(chain: tuple[str, ...], questions: int) -> list[float]:
-            self.progress(str(step["of"]), int(step["done"]), int(step["total"]))
-            step["done"] = int(step["done"]) + 1
-            return self.scores(chain, questions)
-
-        return halve(chains, scores, self.settings.rounds, on_round)
+        return halve(chains, self.scores, self.settings.rounds, on_candidate)
 
     def _cached(self, chain: tuple[str, ...], label: str) -> list[tuple[str, ...]]:
         """The chain before every cache method that the model takes behind it."""

@@ -14,7 +14,8 @@ from vtprune.evals.methods_plots import draw_group
 
 DOCS = Path(__file__).parents[2] / "docs"
 DOCUMENTS = sorted(path for kind in ("methods", "overheads") for path in (DOCS / "results").glob(f"{kind}-*.json"))
-AGAIN = "run: python -m vtprune.evals.methods_page docs/methods.md docs/results/{methods,overheads}-*.json"
+SEARCHES = sorted((DOCS / "results").glob("search-*.json"))
+AGAIN = "run: python -m vtprune.evals.methods_page docs/methods.md docs/results/{methods,overheads,search}-*.json"
 
 
 def phase(overhead: float, significant: bool) -> dict[str, Any]:
@@ -66,7 +67,8 @@ def test_page_is_current():
     assert DOCUMENTS
     notes = methods_page.read_notes(DOCS / methods_page.NOTES)
     tables = read_tables([json.loads(path.read_text()) for path in DOCUMENTS], notes["models"])
-    assert methods_page.text(notes, tables) == (DOCS / "methods.md").read_text(), AGAIN
+    searches = [json.loads(path.read_text()) for path in SEARCHES]
+    assert methods_page.text(notes, tables, searches) == (DOCS / "methods.md").read_text(), AGAIN
     for group in notes["groups"]:
         assert (DOCS / methods_page.plot(group)).exists(), AGAIN
 

@@ -94,14 +94,15 @@ def _table(document: dict[str, Any]) -> Table:
     sizes = f"{about['calibration']['questions']} questions to choose, {about['held_out']['questions']} others to judge"
     table = Table(title=f"{about['model']}, {about['suite']}: {sizes}", title_justify="left")
     table.add_column("FLOPs")
-    table.add_column("chain", overflow="fold")
-    for head in ("needs", "cache", "right, chosen on", "right, held out", "against unpruned"):
+    table.add_column("chain", no_wrap=True)
+    for head in ("needs", "cache", "right,\nchosen on", "right,\nheld out", "against\nunpruned"):
         table.add_column(head, justify="right")
     table.add_row("100%", "unpruned", *_cells(document["unpruned"]))
     for wanted, found in document["budgets"].items():
         for name in ("best", "single", "closest"):
             if name in found:
-                head = f"{float(wanted):.0%}" if name == "best" else {"single": "one method"}.get(name, f"not {wanted}")
+                share = f"{float(wanted):.0%}"
+                head = {"best": share, "single": f"{share},\none method", "closest": f"{share},\nnot reached"}[name]
                 table.add_row(head, "\n".join(found[name]["chain"]), *_cells(found[name]))
         if not {"best", "closest"} & found.keys():
             table.add_row(f"{float(wanted):.0%}", "every chain is refused")
@@ -115,8 +116,8 @@ def _cells(outcome: dict[str, Any]) -> list[str]:
         f"{judged['share']:.1%}",
         f"{judged['kv_share']:.0%}",
         f"{chosen['accuracy']:.1%}",
-        f"{judged['accuracy']:.1%} ({100 * low:.0f} to {100 * high:.0f})",
-        f"{100 * middle:+.1f} ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})" if outcome["chain"] else "",
+        f"{judged['accuracy']:.1%}\n{100 * low:.0f} to {100 * high:.0f}",
+        f"{100 * middle:+.1f}\n{100 * ends[0]:+.0f} to {100 * ends[1]:+.0f}" if outcome["chain"] else "",
     ]
 
 
