@@ -21,6 +21,7 @@ from vtprune.evals.clip_suite import ClipQuestion, questions_about_clips
 from vtprune.evals.suite import SceneQuestion, by_shape, prompt_inputs, prompt_text, scene_questions, seen
 from vtprune.integrations import integrate
 from vtprune.models import Loaded
+from vtprune.report import Report
 
 Answers = Literal["right", "own"]
 SUITES = ("scenes", "clips")
@@ -147,17 +148,21 @@ class Probe:
         with vtprune.applied(self.model, list(chain)):
             return self._ask(first, last, on_batch, pruned=True)
 
-    def share(self, chain: Sequence[str], questions: int) -> float:
-        """Share of prefill FLOPs on the first questions; see `read`."""
-        before = after = 0
+    def reports(self, chain: Sequence[Any], questions: int) -> list[Report]:
+        """Reports of prefills of the first questions; see `read`."""
+        reports = []
         with vtprune.applied(self.model, list(chain)), torch.inference_mode():
-            for one in self._batches(0, questions):
-                self.model(**one.inputs, use_cache=True, logits_to_keep=1)
+            for batch in self._batches(0, questions):
+                self.model(**batch.inputs, use_cache=True, logits_to_keep=1)
                 report = vtprune.report(self.model)
                 if report is None:
                     raise ValueError("the questions reached the model without a picture or a video.")
-                before, after = before + report.prefill_flops_before, after + report.prefill_flops_after
-        return after / before
+                reports.append(report)
+        return reports
+
+    def slots(self) -> int:
+        """Slots of the first question's prompt."""
+        return int(self._batches(0, 1)[0].inputs["attention_mask"].sum())
 
     def _ask(self, first: int, last: int, on_batch: Callable[[int], None] | None, pruned: bool) -> Reading:
         found: Reading | None = None

@@ -138,7 +138,7 @@ class Search:
 
         def measure() -> float | str:
             try:
-                return self.probe.share(chain, FITTING)
+                return _ratio(self.probe.reports(chain, FITTING), "prefill_flops")
             except ValueError as error:
                 return str(error)
 

@@ -27,7 +27,7 @@ def test_a_table_and_a_document(search, tmp_path):
     out = tmp_path / "new" / "s.json"
     result = search("--flops", "0.9", "--flops", "0.05", "--out", out)
     assert result.exit_code == 0, result.output
-    assert "24 questions to choose, 6 others to judge" in result.stdout
+    assert "24 questions to choose, 6 others to judge" in " ".join(result.stdout.split())
     assert "vtprune.apply(model, [" in result.stdout
     assert "--method " in result.stdout
     assert "5% of FLOPs: no chain reaches it" in result.stdout

@@ -61,10 +61,12 @@ def search(
         with quietly(as_json):
             loaded = load_model(model, device=device, dtype=dtype)
         about = about_model(loaded, model)
-        journal = Journal(journal_of(out), {**about, **settings.to_dict(), "machine": None})
+        finder = Search(loaded, settings, Journal(None, {}))
+        journal = finder.journal = Journal(journal_of(out), {**about, **settings.to_dict(), "machine": None})
         options = "".join(f" --flops {share:g}" for share in flops)
-        about["command"] = f"vtprune search --model {model} --suite {suite}{options} --dtype {dtype}"
-        finder = Search(loaded, settings, journal)
+        chosen = {"--metric": metric, "--calibration": calibration, "--held-out": held_out, "--dtype": dtype}
+        options += "".join(f" {name} {value}" for name, value in chosen.items())
+        about["command"] = f"vtprune search --model {model} --suite {suite}{options}"
     try:
         with quietly(as_json), progress_bar() as show, input_errors():
             finder.progress = show
