@@ -12,6 +12,7 @@ from tests.tiny import ENCODES_FIRST
 from vtprune.methods import Place, get_method
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
+INSIDE = {Place.ATTENTION, Place.MLP, Place.CACHE}  # where no token leaves the prompt
 
 
 def needs_removal(pruned, row, family):
@@ -53,7 +54,7 @@ def test_prefill_equals_the_bare_model(model, family, variant):
         if decided.owner is not None:  # tokens share hidden states
             assert report.visual_tokens_after == report.visual_tokens_before
             assert equal_only or len(decided.owner.unique()) < len(slots)
-        elif not equal_only and not left_alone and get_method(variant[0]).places != (Place.CACHE,):
+        elif not equal_only and not left_alone and not set(get_method(variant[0]).places) <= INSIDE:
             assert report.visual_tokens_after < report.visual_tokens_before
 
 

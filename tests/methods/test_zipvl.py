@@ -8,10 +8,11 @@ import itertools
 import pytest
 import torch
 
-from tests.methods.inputs import cache_entries
-from vtprune.methods import Keep, Store, build_method
+from tests.methods.inputs import INFO, cache_entries
+from vtprune.kernels import compact_index
+from vtprune.methods import CacheEntries, Cells, Keep, LayerSlots, Place, Store, Where, build_method
 from vtprune.methods._entries import received, seen_by
-from vtprune.methods._probes import behind_first
+from vtprune.methods._probes import behind_first, shown_by
 from vtprune.methods.zipvl import entries_for
 
 ROWS = [(2, 40, 18), (9, 30, 3), (5, 0, 2)]
@@ -107,8 +108,59 @@ def test_with_text_the_last_token_stays_as_it_is(bits: tuple[int, int] | None) -
         ({"bits": (4, 4)}, "the greater first"),
         ({"bits": (4, 1)}, "must be"),
         ({"recent": 0}, "recent must be a whole number"),
+        ({"sparse_prefill": True, "text": True}, "it needs text=False"),
+        ({"sparse_prefill": True, "keep": 5}, "keep must be a ratio, got 5"),
     ],
 )
 def test_refusals(parameters: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_method("zipvl", parameters)
+
+
+def slots_of(entries: CacheEntries, past: int, cells: torch.Tensor) -> LayerSlots:
+    """The same as a stage at the attention sees it; `cells` (rows, slots) is -1 on newlines and text."""
+    visual = entries.candidate[:, 0, past:]
+    index, there = compact_index(visual)
+    index = index if there is None else index.masked_fill(~there, -1)
+    number = cells.gather(1, index.clamp_min(0)).masked_fill(index < 0, -1)
+    heads = entries.queries.shape[1]
+    where = Where(Cells(number, *[number] * 4), 1, index[:, :0])
+    known = dict(where=where, queries=entries.queries, keys=entries.keys, values=entries.values, scale=entries.scale)
+    shown = entries.candidate[:, :1], entries.valid
+    return LayerSlots(entries.layer, past, heads, entries.keys.shape[1], index[:, :0], index, *shown, {}, {}, **known)
+
+
+@pytest.mark.parametrize("parameters", [{"tau": 0.6, "keep": 1.0}, {"keep": 0.3}, {"tau": 0.9, "queries": "probes"}])
+def test_the_sparse_prefill_attends_among_what_the_cache_keeps(parameters: dict) -> None:
+    """And among text; rows with fewer have -1 in front."""
+    batch = cache_entries(ROWS)
+    method = build_method("zipvl", {"sparse_prefill": True, **parameters})
+    shown = batch
+    if method.queries == "closing":
+        last = batch.candidate[:, 0].flip(1).cumsum(1).flip(1) == 0
+        at, there = compact_index(last & batch.valid)
+        shown = shown_by(batch, at, there)
+    kept = batch.valid & (method.decide(shown).mask[:, 0] | ~batch.candidate[:, 0])
+    (part,) = method.attend(slots_of(batch, 0, batch.candidate[:, 0].long() - 1)).parts
+    assert torch.equal(part.slots, part.entries)
+    for row, own in enumerate(kept):
+        listed = part.slots[row, 0]
+        assert listed[listed >= 0].tolist() == own.nonzero().squeeze(1).tolist()
+        assert (listed < 0).tolist() == sorted((listed < 0).tolist(), reverse=True)
+
+
+def test_newlines_and_the_last_token_stay_in_the_sparse_prefill() -> None:
+    batch = cache_entries([(2, 12, 0)])
+    cells = batch.candidate[:, 0].long() - 1
+    cells[:, [5, 13]] = -1
+    (part,) = build_method("zipvl", {"sparse_prefill": True, "keep": 0.1}).attend(slots_of(batch, 0, cells)).parts
+    assert {0, 1, 5, 13} < set(part.slots.flatten().tolist())
+    assert part.slots.numel() == 5
+    nothing = cache_entries([(9, 0, 0)])
+    assert build_method("zipvl", {"sparse_prefill": True}).attend(slots_of(nothing, 0, cells)) is None
+
+
+def test_a_sparse_prefill_has_two_stages() -> None:
+    found = build_method("zipvl", {"sparse_prefill": True}).stages(INFO)
+    assert [stage.place for stage in found] == [Place.ATTENTION, Place.CACHE]
+    assert len(build_method("zipvl", {}).stages(INFO)) == 1
