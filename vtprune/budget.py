@@ -51,6 +51,11 @@ def check_layer_keep(keep: object) -> Budget | tuple[Budget, ...]:
     return check_keep(keep)
 
 
+def of_layer(keep: LayerBudget, layer: int) -> Budget:
+    """The budget of a decoder layer."""
+    return keep[layer] if isinstance(keep, Sequence) else keep
+
+
 def token_count(keep: Budget, tokens: int) -> int:
     """Number of tokens that `keep` allows of `tokens`.
 

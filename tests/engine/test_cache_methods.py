@@ -24,7 +24,7 @@ from vtprune.engine.cache import held_bytes
 from vtprune.methods import Keep, Method, Place, Store, build_method, get_method, method_names
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
-METHODS = [name for name in method_names() if get_method(name).layered]
+METHODS = [name for name in method_names() if get_method(name).layered and get_method(name).kind == "cache"]
 EVICTING = [name for name in METHODS if name != "zipcache"]  # that one rounds: test_packing.py
 VARIANTS = {  # other ways of theirs: text leaves too, once, at every step, or before further turns
     "a2sf-steps": dict(keep=24, recent=0.25, text=True, decodes=True),

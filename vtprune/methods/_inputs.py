@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vtprune.budget import Budget, LayerBudget, token_count, token_counts
+from vtprune.budget import Budget, LayerBudget, of_layer, token_count, token_counts
 from vtprune.methods._tiles import Tiles
 
 
@@ -315,7 +315,7 @@ class CacheEntries:
 
     def counts(self, keep: LayerBudget) -> Tensor:
         """(rows,): how many candidates `keep` allows in this layer, summed over what has a budget of its own."""
-        budget = keep[self.layer] if isinstance(keep, Sequence) else keep
+        budget = of_layer(keep, self.layer)
         if self.grows and isinstance(budget, int):
             return torch.full_like(self.arrived[:, 0], budget)
         return token_counts(budget, self.arrived).sum(1)

@@ -27,14 +27,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtprune.budget import Budget, check_keep, token_count, token_counts
+from vtprune.budget import Budget, LayerBudget, check_keep, of_layer, token_count, token_counts
 from vtprune.kernels import compact_index
 from vtprune.methods._chunks import agreement, dominant, importance, of_chunks
 from vtprune.methods._entries import age, best, counted, latest
 from vtprune.methods._reads import forget, held, one_token, reading
 from vtprune.methods._select import check_choice, check_whole_numbers, given
 from vtprune.methods._strongest import index_of, strongest
-from vtprune.methods.base import Attend, CacheEntries, Keep, LayerSlots, Method, ModelInfo, Place, Stage
+from vtprune.methods.base import Attend, CacheEntries, Keep, LayerSlots, Method, ModelInfo, Place, Stage, all_layers
 from vtprune.methods.registry import register
 
 Chunks = tuple[tuple[tuple[int, ...], ...], ...]
@@ -54,8 +54,10 @@ class FASA(Method):
     paper = "FASA, arXiv 2602.03152"
     cost = "N C / 4 per decoder layer and decoded token, for a quarter of the chunks"
     needs_text = True
+    layered = True
 
-    keep: Budget = 0.25  # ratio in (0, 1] of a row's visual entries, or how many, that a key-value head reads or keeps
+    keep: LayerBudget = 0.25  # ratio in (0, 1] of a row's visual entries, or how many, that a head reads or keeps; or a
+    # list by layer
     act: Literal["read", "evict"] = "read"  # read them anew at every token, or evict the others after the prefill
     share: Budget = 0.25  # ratio in (0, 1] of the chunks, or how many, that are dominant
     chunks: Chunks | str | None = None  # dominant ones, or a file of them; None: each prompt finds its own
@@ -75,7 +77,7 @@ class FASA(Method):
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """One stage in every layer, at the attention or at the cache."""
-        layers = tuple(range(model.decoder_layers))
+        layers = all_layers(model, self.keep)
         table = load_chunks(self.chunks) if isinstance(self.chunks, str) else self.chunks
         if table is not None and len(table) != len(layers):
             raise ValueError(f"chunks must have dominant ones for each of {len(layers)} layers, got {len(table)}.")
@@ -94,7 +96,7 @@ class FASA(Method):
                 slots.held["chunks"] = self.found(slots, queries, keys)
             return None
         now = held(slots, self.name, ("chunks",))
-        counts = now.counts(self.keep)
+        counts = now.counts(of_layer(self.keep, slots.layer))
         if counts == now.visual:
             return None
         chunks = slots.held["chunks"] if self.chunks is None else self.fixed(slots.layer, keys)
@@ -123,11 +125,11 @@ class FASA(Method):
         seen = slots.visual_entries[:, :1] & (entry <= (at + slots.past)[:, :, None])
         if there is not None:
             seen = seen & there[:, :, None]
-        return self.agreeing(asking, keys, seen, slots.visual_entries[:, 0].sum(1))
+        counts = token_counts(of_layer(self.keep, slots.layer), slots.visual_entries[:, 0].sum(1))
+        return self.agreeing(asking, keys, seen, counts)
 
-    def agreeing(self, queries: Tensor, keys: Tensor, seen: Tensor, visual: Tensor) -> Tensor:
-        """The chunks that agree most with queries (rows, heads, n, dim) on what these see, (rows, n, entries)."""
-        counts = token_counts(self.keep, visual)
+    def agreeing(self, queries: Tensor, keys: Tensor, seen: Tensor, counts: Tensor) -> Tensor:
+        """The chunks that agree most with queries (rows, heads, n, dim) on the best of what they see."""
         shares = agreement(queries, keys, seen, counts, keys.shape[2])
         return dominant(shares, token_count(self.share, shares.shape[2]))
 
@@ -148,7 +150,8 @@ class FASA(Method):
         if self.chunks is None:
             last = latest(entries, self.queries)
             seen = entries.candidate[:, :1] & (entry <= last.query_at[:, :, None]) & counted(last)[:, :, None]
-            chunks = self.agreeing(last.queries, entries.keys, seen, entries.candidate[:, 0].sum(1))
+            counts = token_counts(of_layer(self.keep, entries.layer), entries.candidate[:, 0].sum(1))
+            chunks = self.agreeing(last.queries, entries.keys, seen, counts)
         else:
             chunks = self.fixed(entries.layer, entries.keys)
         seen = entries.candidate[:, :1] & (entry <= entries.query_at[:, :, None]) & counted(entries)[:, :, None]
