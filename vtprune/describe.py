@@ -50,6 +50,7 @@ ALWAYS_THERE = {
     Place.CACHE: "keys and values of the decoder layer",
 }
 WORDS = {
+    "activations": "what the neurons of MLPs put out",
     "all_queries": "queries of all tokens in the decoder layer",
     "cells": "where visual tokens lie in their pictures",
     "closing_queries": "queries of the text after the pictures in the decoder layer",

@@ -33,7 +33,7 @@ SIGNALS = {
         "prediction",
     },
     Place.ATTENTION: {"queries_keys_values", "cells"},
-    Place.MLP: set(),
+    Place.MLP: {"activations"},
     Place.CACHE: {"closing_queries", "all_queries"},
 }
 BEHIND = {"last_query", "text_queries", "text_rows", "queries_keys"}  # of the layer before; the first has none

@@ -156,11 +156,12 @@ class VisualCacheLayer(DynamicLayer):
         self.rows = rows
         self.record: Record | None = None  # of stages that evict
         self.noted: Record | None = None  # of stages at the attention
+        self.core: Record | None = None  # of a stage that chose neurons
 
     @property
     def records(self) -> list[Record]:
         """What must follow the entries."""
-        return [x for x in (self.record, self.noted) if x is not None]
+        return [x for x in (self.record, self.noted, self.core) if x is not None]
 
     @property
     def leads(self) -> bool:
@@ -234,7 +235,7 @@ class VisualCacheLayer(DynamicLayer):
         self.keys = self.values = None
         self.is_initialized = False
         self.rows = Rows(self.index)
-        self.record = self.noted = None
+        self.record = self.noted = self.core = None
 
 
 class PhysicalCache(Cache):

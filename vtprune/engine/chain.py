@@ -116,7 +116,7 @@ SIGNALS = {
     Place.ENCODER_OUTPUT: frozenset({"encoder_attention", "pixel_steps", "projected", "text"}),
     Place.DECODER_LAYER: frozenset({*BEHIND, *AHEAD, "last_row_ahead", "queries_keys", "text_rows", *STATES}),
     Place.ATTENTION: frozenset({"queries_keys_values", "cells"}),
-    Place.MLP: frozenset(),
+    Place.MLP: frozenset({"activations"}),
     Place.CACHE: frozenset({"closing_queries", "all_queries"}),
 }
 
@@ -178,7 +178,8 @@ class Chain:
         self.attention_stages = self._by_layer(Place.ATTENTION)
         """By layer, the stage that decides about its attention."""
         self.mlp_stages = self._by_layer(Place.MLP)
-        """By layer, the stage that decides about its MLP."""
+        self.neuron_stages = self._by_layer(Place.MLP, neurons=True)
+        """By layer, the stage that decides about its MLP; the one that chooses what of it decoded tokens use."""
         self.acts_inside = bool(self.attention_stages or self.mlp_stages)
         """Whether decoder layers compute less on the same tokens."""
         self.cache_stages = [s for s in self.stages if s.stage.place is Place.CACHE]
@@ -269,10 +270,10 @@ class Chain:
         # Several stages before the language model, one position rule: the last one's.
         self.door_positions: Positions = encoder_stages[-1].positions if encoder_stages else "original"
 
-    def _by_layer(self, place: Place) -> dict[int, ChainStage]:
+    def _by_layer(self, place: Place, neurons: bool = False) -> dict[int, ChainStage]:
         stages: dict[int, ChainStage] = {}
-        for stage in self.stages:
-            for layer in stage.layers if stage.stage.place is place else ():
+        for stage in (s for s in self.stages if s.stage.place is place and ("activations" in s.signals) is neurons):
+            for layer in stage.layers:
                 if layer in stages:
                     raise ValueError(
                         f"{stages[layer].method} and {stage.method} both act at the {place.value} of layer {layer}; "

@@ -26,6 +26,7 @@ from vtprune.engine.feeding import FeedingHooks
 from vtprune.engine.graphs import OutsideGraphs
 from vtprune.engine.layout import VisualLayout, lay_out
 from vtprune.engine.logits import keep_logits, surviving_labels
+from vtprune.engine.neurons import NeuronHooks
 from vtprune.engine.reporting import Prefill
 from vtprune.engine.sharing import Sharing, SharingHooks
 from vtprune.engine.turns import before_turn
@@ -100,6 +101,7 @@ class Engine:
                 self._after(layer, self._behind_decoder_layer, prepend=True)
         for inside in (AttentionHooks, FeedingHooks):
             self.handles += inside(integration, self.chain, lambda: self.local.step).attach(self._before, self._after)
+        NeuronHooks(integration, self.chain, lambda: self.local.step).attach(self._before, self._replace_method)
         for i in self.chain.attention_stages:  # what a compiled attention computes was settled when it was compiled
             self._replace_method(integration.decoder_layers[i].get_submodule("self_attn"), "forward", OutsideGraphs)
         EvictionHooks(integration, self.chain, lambda: self.local.step).attach(self._before, self._after)

@@ -170,7 +170,7 @@ class PackedLayer(VisualCacheLayer):
             return layer
         new, held = PackedLayer(layer.index, layer.rows), (layer.keys, layer.values)
         new.lazy_initialization(*held)  # type: ignore[arg-type]
-        new.latest, new.record, new.noted = held, layer.record, layer.noted
+        new.latest, new.record, new.noted, new.core = held, layer.record, layer.noted, layer.core
         return new
 
     def pack(self, bits: Tensor, there: Tensor, again: bool, who: str) -> bool:

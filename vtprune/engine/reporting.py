@@ -38,6 +38,7 @@ class Prefill:
         self.batch = step.batch
         self.lengths = step.lengths
         self.tried = step.tried
+        self.neurons = step.inside.neurons
         self.work = step.inside.work
         self.states = None if step.sharing is None else step.sharing.counts
         self.original_lengths = step.original_lengths
@@ -149,6 +150,10 @@ class Prefill:
             f"{tried.method} first ran {tried.layers} decoder layers on all {sum(tried.lengths)} tokens of the prompt, "
             "in order to choose; these FLOPs are counted."
             for tried in self.tried
+        ]
+        notes += [
+            f"{method} decodes with {int(mask.any(0).sum())} of {mask.shape[1]} neurons in layer {layer}."
+            for layer, (method, mask) in sorted(self.neurons.items())
         ]
         if self.work:
             notes.append(self._saved_inside())

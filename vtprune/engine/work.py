@@ -96,11 +96,13 @@ class Inside:
         work: By layer, what is computed where something else is than usual.
         lists: The slots that were there last.
         paused: Whether they do not act now, as layers run on trial.
+        neurons: By layer, who chose neurons for decoding, and which, bool (rows, channels).
     """
 
     work: dict[int, Work] = dataclasses.field(default_factory=dict)
     lists: SlotLists | None = None
     paused: bool = False
+    neurons: dict[int, tuple[str, Tensor]] = dataclasses.field(default_factory=dict)
 
 
 def _numbers(listed: Tensor | None, otherwise: Sequence[int]) -> Tensor:

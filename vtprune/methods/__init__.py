@@ -1,6 +1,7 @@
 """All methods, one idea per file. `vtprune.methods.<name>` holds the method `<name>` and its pure functions."""
 
 from vtprune.methods.base import (
+    Activations,
     Attend,
     CacheEntries,
     Cells,
@@ -11,6 +12,7 @@ from vtprune.methods.base import (
     LayerSlots,
     Method,
     ModelInfo,
+    Neurons,
     Observation,
     Part,
     Pictures,
@@ -31,6 +33,7 @@ from vtprune.methods.base import (
 from vtprune.methods.registry import build_method, get_method, method_names, register
 
 __all__ = [
+    "Activations",
     "Attend",
     "CacheEntries",
     "Cells",
@@ -41,6 +44,7 @@ __all__ = [
     "LayerSlots",
     "Method",
     "ModelInfo",
+    "Neurons",
     "Observation",
     "Part",
     "Pictures",

@@ -139,3 +139,29 @@ class Feed:
     """
 
     parts: tuple[Width, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """What a stage that chooses neurons sees: an MLP that has run on a prompt with pictures.
+
+    Args:
+        layer: Index of the decoder layer.
+        values: (rows, slots, channels), what enters the last projection, for all slots that are left, of text too.
+        valid: bool, (rows, slots), False on padding; None without.
+    """
+
+    layer: int
+    values: Tensor
+    valid: Tensor | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Neurons:
+    """Decision at an MLP: which of its channels decoded tokens use.
+
+    Args:
+        mask: bool, (rows, channels). Channels that no row uses are sliced off.
+    """
+
+    mask: Tensor

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
 from vtprune.budget import Budget, LayerBudget, check_keep, check_layer_keep
-from vtprune.methods._computation import Attend, Feed, LayerSlots, Part, Where, Width
+from vtprune.methods._computation import Activations, Attend, Feed, LayerSlots, Neurons, Part, Where, Width
 from vtprune.methods._decisions import Group, Keep, Replace, Resize, Store
 from vtprune.methods._inputs import (
     CacheEntries,
@@ -29,6 +29,7 @@ from vtprune.methods._inputs import (
 from vtprune.methods._tiles import Tiles
 
 __all__ = [
+    "Activations",
     "Attend",
     "CacheEntries",
     "Cells",
@@ -41,6 +42,7 @@ __all__ = [
     "LayerSlots",
     "Method",
     "ModelInfo",
+    "Neurons",
     "Observation",
     "Part",
     "Pictures",
@@ -127,7 +129,7 @@ class ModelInfo:
         return min(used, key=lambda block: (abs(block - wanted), -block))
 
 
-Decide = Callable[[Any], Resize | Keep | Replace | Group | Attend | Feed | Store | None]
+Decide = Callable[[Any], Resize | Keep | Replace | Group | Attend | Feed | Neurons | Store | None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,14 +2,17 @@
 
 A neuron is active where its gated activation, what enters the MLP's last projection, is above zero. Tokens that share
 many active neurons with a token of the text are core tokens: those above the elbow of the sorted counts, or as many as
-a budget allows. The others leave behind that layer. No attention is needed.
+a budget allows. The others leave behind that layer. No attention is needed. With `neurons=True` decoded tokens also use
+only the core neurons of each MLP: those that were most often among the strongest of the prompt's tokens.
 
 Paper: "CoreMatching: A Co-adaptive Sparse Inference Framework with Token and Neuron Pruning for Comprehensive
 Acceleration of Vision-Language Models", ICML 2025, arXiv 2505.19235. Authors' code:
 github.com/wangqinsi1/2025-ICML-CoreMatching, and CoreInfer for core neurons.
 Differs from the paper in: tokens really leave, as the paper says (the released code sets their keys and values in the
 caches of layers 5 to 18 to zero, which neither saves anything nor hides them); they do so once, behind the layer that
-a disabled part of the code names; `keep` names a budget, elbow="strict" takes the authors' rule; no neurons are pruned.
+a disabled part of the code names; `keep` names a budget, elbow="strict" takes the authors' rule. Neurons, of which
+there is no code but CoreInfer's: every row of a batch has its own (one that only others use is zero), weights are
+sliced to what all rows use together, and prompts, those of further turns too, run on all of them.
 """
 
 from __future__ import annotations
@@ -22,12 +25,14 @@ import torch
 from torch import Tensor
 
 from vtprune.budget import Budget
-from vtprune.methods._cuts import cuts_at
+from vtprune.methods._cuts import DEPTH, cuts_at
 from vtprune.methods._select import check_choice, check_number, check_whole_numbers, top_k_mask
 from vtprune.methods.base import (
+    Activations,
     Keep,
     Method,
     ModelInfo,
+    Neurons,
     Observation,
     Place,
     Positions,
@@ -38,6 +43,7 @@ from vtprune.methods.base import (
 from vtprune.methods.registry import register
 
 PAPER = (10,)
+SPARSE = (6, 26)  # layers of 32 whose neurons are pruned
 PART: Literal["mlp.down_proj"] = "mlp.down_proj"
 
 
@@ -47,7 +53,7 @@ class CoreMatching(Method):
     """One cut between two decoder layers, by active neurons."""
 
     kind = "pruning"
-    places = (Place.DECODER_LAYER,)
+    places = (Place.DECODER_LAYER, Place.MLP)
     paper = "CoreMatching, ICML 2025, arXiv 2505.19235"
     cost = "N times the neurons of one MLP, about 3 N C; to sort them as well, with core neurons"
 
@@ -58,12 +64,17 @@ class CoreMatching(Method):
     back: int = 5  # which token of the text, counted from the end, >= 1; 5: where "ASSISTANT:" begins in LLaVA-1.5
     token_share: float = 0.2  # core neurons: strongest of each token, as a share of the mean active ones, in (0, 1]
     neuron_share: float = 0.4  # core neurons: the most frequent of these, as a share of all neurons, in (0, 1]
+    neurons: bool = False  # whether decoded tokens use the core neurons only; costs memory for the sliced weights
+    neuron_layers: tuple[int, int] | None = None  # first and last layer where they do; None: 6 and 26 of 32
     positions: Positions = "original"  # position ids after the removal: "original" or "compact"
 
     def __post_init__(self) -> None:
         """Check the parameters."""
         super().__post_init__()
         check_choice("reference", self.reference, ("text", "core"))
+        check_choice("neurons", self.neurons, (False, True))
+        if self.neuron_layers is not None:
+            object.__setattr__(self, "neuron_layers", check_whole_numbers("neuron_layers", self.neuron_layers, 0, 2))
         if self.elbow is not None:
             check_choice("elbow", self.elbow, ("strict", "inclusive"))
         if isinstance(check_whole_numbers("back", self.back, least=1), tuple):
@@ -72,13 +83,26 @@ class CoreMatching(Method):
         check_number("neuron_share", self.neuron_share, 0, 1, above_low=True)
 
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
-        """One selection at the input of a decoder layer, by what the MLP before it did."""
+        """One selection at the input of a decoder layer, by what the MLP before it did; and choices of neurons."""
         if self.layer is None:
             (layer,) = cuts_at(None, PAPER, model.decoder_layers)
         else:
             layer = check_layer("layer", self.layer, 1, model.decoder_layers - 1)
         seen = Observation(PART, (layer - 1,), self.measure)
-        return [Stage(Place.DECODER_LAYER, self.decide, (layer,), positions=self.positions, observations=(seen,))]
+        cut = Stage(Place.DECODER_LAYER, self.decide, (layer,), positions=self.positions, observations=(seen,))
+        if not self.neurons:
+            return [cut]
+        layers, signals = self.sparse_layers(model.decoder_layers), frozenset({"activations"})
+        return [cut, Stage(Place.MLP, self.choose, layers, signals, self.positions)]
+
+    def sparse_layers(self, depth: int) -> tuple[int, ...]:
+        """The layers whose neurons are pruned in a model of so many layers."""
+        if self.neuron_layers is None:
+            first, last = (int(layer * depth / DEPTH + 0.5) for layer in SPARSE)
+        else:
+            first, last = self.neuron_layers
+        last = check_layer("the last of neuron_layers", last, 0, depth - 1)
+        return tuple(range(check_layer("the first of neuron_layers", first, 0, last), last + 1))
 
     def measure(self, active: Tensor, output: Tensor, valid: Tensor | None) -> Tensor:
         """How many neurons of the reference every slot activates, (rows, slots)."""
@@ -86,6 +110,10 @@ class CoreMatching(Method):
             return shared_neurons(active, reference_rows(active.shape[:2], valid, self.back, active.device))
         core = core_neurons(active, valid, self.token_share, self.neuron_share)
         return ((active > 0) & core.unsqueeze(1)).sum(-1)
+
+    def choose(self, mlp: Activations) -> Neurons:
+        """The core neurons of an MLP, row by row."""
+        return Neurons(core_neurons(mlp.values, mlp.valid, self.token_share, self.neuron_share))
 
     def decide(self, tokens: VisualTokens) -> Keep:
         """Keep the core tokens, over all pictures of a row together."""
