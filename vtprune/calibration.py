@@ -6,18 +6,25 @@ vtprune.apply(model, "dymu", thresholds="thresholds.json")
 
 save_heads("heads.json", yopo_heads(model, [processor(...), processor(...)], keep=0.75))
 vtprune.apply(model, "yopo", heads="heads.json")
+
+save_chunks("chunks.json", fasa_chunks(model, [processor(...), processor(...)], keep=0.25))
+vtprune.apply(model, "fasa", keep=0.25, chunks="chunks.json")
+
+layers = stable_layers(model, [processor(...), processor(...)])
+vtprune.apply(model, "token_sparse_attention", keep=0.25, layers=layers)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtprune.api import applied
 from vtprune.budget import Budget, token_count
+from vtprune.integrations import integrate
 from vtprune.kernels import attention_column_mass, attention_scores
 from vtprune.methods._heads import Heads, chosen, load_heads, save_heads, votes
 from vtprune.methods._select import check_number
@@ -31,15 +38,22 @@ from vtprune.methods.dymu import (
     removals,
     save_thresholds,
 )
+from vtprune.methods.fasa import FASA, Chunks, load_chunks, save_chunks
+from vtprune.methods.token_sparse_attention import drift, stable
 
 __all__ = [
+    "ChunkCalibration",
     "DyMUCalibration",
     "HeadCalibration",
     "dymu_thresholds",
+    "fasa_chunks",
+    "load_chunks",
     "load_heads",
     "load_thresholds",
+    "save_chunks",
     "save_heads",
     "save_thresholds",
+    "stable_layers",
     "yopo_heads",
 ]
 
@@ -230,3 +244,120 @@ class HeadCalibration(Method):
         with_picture = visual.any(-1)[:, 0]
         self.visual.setdefault(slots.layer, []).append((mass * visual).sum(-1)[with_picture].cpu())
         self.other.setdefault(slots.layer, []).append((mass * ~visual).sum(-1)[with_picture].cpu())
+
+
+@torch.no_grad()
+def fasa_chunks(
+    model: Any,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    keep: Budget = 0.25,
+    share: Budget = 0.25,
+    queries: int = 16,
+) -> Chunks:
+    """Find the frequency chunks of `fasa` that rank visual entries as whole queries and keys do.
+
+    Args:
+        model: As for `vtprune.apply`; what is applied to it is set aside meanwhile.
+        batches: Inputs of the model with pictures, as its processor makes them; a handful. Pictures and videos may have
+            other chunks.
+        keep: How many entries are the best that a chunk should find: a ratio in (0, 1] of the visual ones, or a number.
+        share: How many chunks are dominant: a ratio in (0, 1], or a number.
+        queries: Last tokens of a prompt that are looked at, >= 1.
+
+    Returns:
+        The dominant chunks of every layer and key-value head.
+
+    Raises:
+        ValueError: There is no picture in the batches, or a parameter is out of range.
+    """
+    calibration = ChunkCalibration(FASA(keep=keep, share=share, queries=queries))
+    with applied(model, calibration):
+        for batch in batches:
+            model(**batch)
+    if not calibration.prompts:
+        raise ValueError("batches must hold pictures to calibrate on, got none.")
+    found = [calibration.fasa.leading(calibration.total[i]) for i in sorted(calibration.total)]
+    return tuple(tuple(tuple(head) for head in layer.tolist()) for layer in found)
+
+
+class ChunkCalibration(Method):
+    """Notes how far single chunks agree with whole queries and keys; changes nothing.
+
+    Attributes:
+        total: By layer, agreement summed over prompts with pictures, (kv_heads, chunks).
+        prompts: By layer, how many these were.
+    """
+
+    name = "fasa"
+    kind = "sparse"
+    places = (Place.ATTENTION,)
+
+    def __init__(self, fasa: FASA) -> None:
+        self.fasa = fasa
+        self.total: dict[int, Tensor] = {}
+        self.prompts: dict[int, int] = {}
+
+    def stages(self, model: ModelInfo) -> Sequence[Stage]:
+        """All layers, once queries and keys are there."""
+        layers = tuple(range(model.decoder_layers))
+        return [Stage(Place.ATTENTION, self.decide, layers, frozenset({"queries_keys_values"}))]
+
+    def decide(self, slots: LayerSlots) -> None:
+        """Note it."""
+        with_picture = slots.visual_entries[:, 0].any(1)
+        found = self.fasa.agreements(slots)[with_picture]
+        self.total[slots.layer] = self.total.get(slots.layer, 0) + found.sum(0).cpu()
+        self.prompts[slots.layer] = self.prompts.get(slots.layer, 0) + len(found)
+
+
+@torch.no_grad()
+def stable_layers(model: Any, batches: Iterable[Mapping[str, Any]], *, share: float = 0.5) -> tuple[int, ...]:
+    """Find the layers for `token_sparse_attention`: those that change their tokens least.
+
+    Args:
+        model: As for `vtprune.apply`; what is applied to it is set aside meanwhile.
+        batches: Inputs of the model, as its processor makes them, padded or not; the paper takes one prompt of 131,072
+            tokens.
+        share: Which quantile of the layers' mean drift a layer may not exceed, in [0, 1].
+
+    Raises:
+        ValueError: There are no batches, or `share` is out of range.
+    """
+    check_number("share", share, 0, 1)
+    layers = integrate(model).decoder_layers
+    totals, tokens = torch.zeros(len(layers), dtype=torch.float64), 0
+    valid: Tensor | None = None
+
+    def note(layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            moved = drift(args[0], output[0] if isinstance(output, tuple) else output)
+            totals[layer] += float((moved if valid is None else moved * valid.to(moved.device)).sum())
+
+        return hook
+
+    with applied(model, Untouched()):
+        handles = [layer.register_forward_hook(note(i)) for i, layer in enumerate(layers)]
+        try:
+            for batch in batches:
+                valid = batch.get("attention_mask")
+                model(**batch)
+                tokens += batch["input_ids"].numel() if valid is None else int(valid.sum())
+        finally:
+            for handle in handles:
+                handle.remove()
+    if not tokens:
+        raise ValueError("batches must hold prompts to calibrate on, got none.")
+    return stable(totals / tokens, share)
+
+
+class Untouched(Method):
+    """Does nothing, in the place of what is set aside."""
+
+    name = "untouched"
+    kind = "baseline"
+    places = ()
+
+    def stages(self, model: ModelInfo) -> Sequence[Stage]:
+        """None."""
+        return []

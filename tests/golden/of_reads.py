@@ -10,7 +10,7 @@ from torch import Tensor
 from vtprune.engine.parts import attend
 from vtprune.methods import Cells, LayerSlots, Part, Where
 from vtprune.methods.tidaldecode import most_wanted
-from vtprune.methods.token_sparse_attention import TokenSparseAttention, drifts, stable
+from vtprune.methods.token_sparse_attention import TokenSparseAttention, drift, stable
 from vtprune.methods.tokenselect import cast, elected, middle, published_query
 
 Case = dict[str, Tensor]
@@ -29,7 +29,8 @@ def slots_of(q: Tensor, k: Tensor, v: Tensor) -> LayerSlots:
 
 def token_sparse_attention(case: Case) -> dict[str, Any]:
     if "hidden_states" in case:
-        mean = drifts(case["hidden_states"])
+        states = case["hidden_states"]
+        mean = drift(states[:-1], states[1:]).mean(1)
         shares = {name.removeprefix("quantile_"): float(x) for name, x in case.items() if name.startswith("quantile_")}
         layers = {f"layers_{j}": torch.tensor(stable(mean, share), dtype=torch.long) for j, share in shares.items()}
         return {"drift_mean": mean, "drift_norm": mean / mean.sum(), **layers}

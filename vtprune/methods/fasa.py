@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from vtprune.budget import Budget, LayerBudget, check_keep, of_layer, token_count, token_counts
-from vtprune.kernels import compact_index
 from vtprune.methods._chunks import agreement, dominant, importance, of_chunks
 from vtprune.methods._entries import age, best, counted, latest
 from vtprune.methods._reads import forget, held, one_token, reading
@@ -93,7 +92,7 @@ class FASA(Method):
         if not one_token(slots):
             forget(slots)
             if self.chunks is None:
-                slots.held["chunks"] = self.found(slots, queries, keys)
+                slots.held["chunks"] = self.leading(self.agreements(slots))
             return None
         now = held(slots, self.name, ("chunks",))
         counts = now.counts(of_layer(self.keep, slots.layer))
@@ -113,25 +112,25 @@ class FASA(Method):
         chosen = at.gather(2, index)
         return reading(slots, now, torch.where(valid, chosen, -1), counts)
 
-    def found(self, slots: LayerSlots, queries: Tensor, keys: Tensor) -> Tensor:
-        """The chunks with which the last tokens of a prompt agree most, (rows, kv_heads, c)."""
-        rows, width = queries.shape[0], queries.shape[2]
-        valid = queries.new_ones(rows, width, dtype=torch.bool)
+    def agreements(self, slots: LayerSlots) -> Tensor:
+        """How far each chunk agrees with the last queries of a prompt, (rows, kv_heads, chunks); see `agreement`."""
+        queries = given(slots.queries, self.name, "queries_keys_values")
+        keys = given(slots.keys, self.name, "queries_keys_values")
+        width = queries.shape[2]
+        valid = queries.new_ones(queries.shape[0], width, dtype=torch.bool)
         if slots.valid is not None:
             valid = slots.valid[:, slots.past :]
-        at, there = compact_index(valid & (age(valid) < self.queries), width=min(self.queries, width), padded=True)
+        last = (valid & (age(valid) < self.queries))[:, None]
+        at, there = (x[:, 0] for x in index_of(last, min(self.queries, width)))
         asking = queries.gather(2, at[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3]))
         entry = torch.arange(keys.shape[2], device=keys.device)
-        seen = slots.visual_entries[:, :1] & (entry <= (at + slots.past)[:, :, None])
-        if there is not None:
-            seen = seen & there[:, :, None]
+        seen = slots.visual_entries[:, :1] & (entry <= (at + slots.past)[:, :, None]) & there[:, :, None]
         counts = token_counts(of_layer(self.keep, slots.layer), slots.visual_entries[:, 0].sum(1))
-        return self.agreeing(asking, keys, seen, counts)
+        return agreement(asking, keys, seen, counts, keys.shape[2])
 
-    def agreeing(self, queries: Tensor, keys: Tensor, seen: Tensor, counts: Tensor) -> Tensor:
-        """The chunks that agree most with queries (rows, heads, n, dim) on the best of what they see."""
-        shares = agreement(queries, keys, seen, counts, keys.shape[2])
-        return dominant(shares, token_count(self.share, shares.shape[2]))
+    def leading(self, agreements: Tensor) -> Tensor:
+        """The chunks that agree most, (rows, kv_heads, c)."""
+        return dominant(agreements, token_count(self.share, agreements.shape[-1]))
 
     def fixed(self, layer: int, keys: Tensor) -> Tensor:
         """The given chunks of a layer, (1, kv_heads, c)."""
@@ -151,7 +150,7 @@ class FASA(Method):
             last = latest(entries, self.queries)
             seen = entries.candidate[:, :1] & (entry <= last.query_at[:, :, None]) & counted(last)[:, :, None]
             counts = token_counts(of_layer(self.keep, entries.layer), entries.candidate[:, 0].sum(1))
-            chunks = self.agreeing(last.queries, entries.keys, seen, counts)
+            chunks = self.leading(agreement(last.queries, entries.keys, seen, counts, entries.keys.shape[2]))
         else:
             chunks = self.fixed(entries.layer, entries.keys)
         seen = entries.candidate[:, :1] & (entry <= entries.query_at[:, :, None]) & counted(entries)[:, :, None]

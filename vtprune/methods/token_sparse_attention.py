@@ -158,18 +158,18 @@ def droppable(scores: Tensor, candidate: Tensor, coverage: float) -> Tensor:
     return torch.minimum(count + (count > 0), candidate.sum(1))
 
 
-def drifts(states: Tensor) -> Tensor:
-    """How much each layer changes its tokens: mean relative length of the change, (layers,), float32.
+def drift(before: Tensor, after: Tensor) -> Tensor:
+    """How much a layer changes its tokens: length of the change relative to the state, (..., tokens), float32.
 
     Args:
-        states: (layers + 1, tokens, width), the hidden states before the first layer and behind each.
+        before: (..., tokens, width), hidden states that enter it.
+        after: The same behind it.
     """
-    before, after = states[:-1].float(), states[1:].float()
-    return ((after - before).norm(dim=2) / (before.norm(dim=2) + 1e-8)).mean(1)
+    before, after = before.float(), after.float()
+    return (after - before).norm(dim=-1) / (before.norm(dim=-1) + 1e-8)
 
 
-def stable(drift: Tensor, share: float = 0.5) -> tuple[int, ...]:
+def stable(drifts: Tensor, share: float = 0.5) -> tuple[int, ...]:
     """The layers whose drift is not above the quantile `share` of all layers' drifts, (layers,)."""
-    drift = drift.detach()
-    rank = math.floor(share * (len(drift) - 1) + 1e-6)
-    return tuple((drift <= drift.sort().values[rank]).nonzero()[:, 0].tolist())
+    rank = math.floor(share * (len(drifts) - 1) + 1e-6)
+    return tuple((drifts <= drifts.sort().values[rank]).nonzero()[:, 0].tolist())
