@@ -8,8 +8,11 @@ import json
 import pytest
 import torch
 
+import vtprune
+from tests.families import FAMILIES, IMAGE
 from tests.methods.inputs import INFO, cache_entries
 from tests.methods.reading import GROUPS, HEADS, decoded, floats, layer_slots, read, split
+from vtprune.calibration import ChunkCalibration, fasa_chunks
 from vtprune.methods import Place
 from vtprune.methods._chunks import agreement, dominant
 from vtprune.methods.fasa import FASA, load_chunks, save_chunks
@@ -153,3 +156,28 @@ def test_refuses():
         FASA(act="drop")
     with pytest.raises(ValueError, match="share must be a ratio"):
         FASA(share=1.5)
+
+
+@torch.no_grad()
+def test_calibration_averages_prompts_with_pictures():
+    family = FAMILIES["llava-clip"]
+    model, table = family.model(), []
+    rows = [family.row(5, IMAGE, 7, seed=1), family.row(2, IMAGE, 9, seed=2), family.row(9, seed=3)]
+    alone = []
+    for row in rows[:2]:
+        calibration = ChunkCalibration(FASA(keep=0.3, share=2, queries=3))
+        with vtprune.applied(model, calibration):
+            model(**family.inputs(row))
+        alone.append(calibration.total)
+    for layer in range(5):
+        table.append(dominant(alone[0][layer] + alone[1][layer], 2))
+    batches = [family.inputs(rows[0], rows[2]), family.inputs(rows[2]), family.inputs(rows[1])]
+    with vtprune.applied(model, "divprune", keep=0.5):  # is set aside meanwhile
+        found = fasa_chunks(model, batches, keep=0.3, share=2, queries=3)
+        model(**batches[0])
+        assert vtprune.report(model).visual_tokens_after == 18
+    assert torch.equal(torch.tensor(found), torch.stack(table))
+    with vtprune.applied(model, "fasa", keep=0.3, chunks=found):
+        model.generate(**batches[0], max_new_tokens=2)
+    with pytest.raises(ValueError, match="batches must hold pictures"):
+        fasa_chunks(model, [family.inputs(rows[2])])

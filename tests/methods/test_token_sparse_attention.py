@@ -7,8 +7,11 @@ import dataclasses
 import pytest
 import torch
 
+import vtprune
+from tests.families import FAMILIES, IMAGE
 from tests.methods.inputs import INFO
 from tests.methods.reading import HEADS, decoded, layer_slots
+from vtprune.calibration import stable_layers
 from vtprune.methods.token_sparse_attention import TokenSparseAttention, drift, droppable, stable
 
 ROWS = [(3, 12, 4), (2, 5, 1, 8, 6), (9,)]
@@ -147,3 +150,32 @@ def test_acts_in_the_second_half_or_where_it_is_told():
 def test_refuses(wrong, message):
     with pytest.raises((ValueError, TypeError), match=message):
         TokenSparseAttention(**wrong)
+
+
+@torch.no_grad()
+def test_calibration_finds_the_stable_layers():
+    family = FAMILIES["qwen3_vl"]  # DeepStack adds to hidden states between layers, which is no drift of theirs
+    model = family.model()
+    rows = [family.row(5, IMAGE, 7, seed=1), family.row(9, seed=2), family.row(2, IMAGE, 3, seed=3)]
+    found = [[] for _ in range(5)]
+
+    def note(layer):
+        def hook(module, args, output):
+            found[layer].append(drift(args[0][0], (output[0] if isinstance(output, tuple) else output)[0]))
+
+        return hook
+
+    handles = [x.register_forward_hook(note(i)) for i, x in enumerate(model.model.language_model.layers)]
+    for row in rows:
+        model(**family.inputs(row))
+    for handle in handles:
+        handle.remove()
+    means = torch.stack([torch.cat(x).mean() for x in found])
+    batches = [family.inputs(*rows[:2]), family.inputs(rows[2])]
+    for share in (0.0, 0.3, 0.5):
+        assert stable_layers(model, batches, share=share) == stable(means, share)
+    layers = stable_layers(model, batches)
+    with vtprune.applied(model, "token_sparse_attention", layers=layers):
+        model(**batches[0])
+    with pytest.raises(ValueError, match="batches must hold prompts"):
+        stable_layers(model, [])

@@ -1,0 +1,237 @@
+"""Methods that read a part of the cache, inside a model: what a decoded token gets is what a plain loop computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vtprune
+from tests.families import FAMILIES, IMAGE, VIDEO
+from tests.layer_loop import Rule, layer_loop
+from tests.reference import feeding, positions_of, whole
+from tests.tiny import BEAMS
+from vtprune.engine import attending
+
+CLOSE = dict(atol=1e-4, rtol=1e-4)
+NAMES = ["llava-clip", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"]
+METHODS = [
+    "tokenselect:keep=0.3",
+    "tokenselect:keep=5,first=1,last=2,kernel=3,reuse=0.5",
+    "tidaldecode:keep=0.3,first=1,second=2",
+    "tidaldecode:keep=0.3,first=0,second=3,share=head",
+    "fasa:keep=0.3",
+    "token_sparse_attention:keep=0.3,coverage=0.5,layers=(0, 1, 4)",
+]
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name: FAMILIES[name].model() for name in NAMES}
+
+
+@pytest.fixture(params=NAMES)
+def family(request):
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def model(models, family):
+    model = models[family.name]
+    yield model
+    vtprune.remove(model)
+
+
+@pytest.fixture
+def decided(monkeypatch):
+    """What stages decide from now on: layer, what they were shown, and the parts."""
+    found = []
+    decide = attending._decided
+
+    def noting(stage, layer, step, shown):
+        parts = decide(stage, layer, step, shown)
+        found.append((layer, shown, parts))
+        return parts
+
+    monkeypatch.setattr(attending, "_decided", noting)
+    return found
+
+
+class Decided(Rule):
+    """Queries see what the stages named, of one row; heads bring nothing to slots that they did not name."""
+
+    def __init__(self, visual, decided):
+        super().__init__(visual)
+        self.decided = decided
+
+    def sees(self, layer, head):
+        seen = super().sees(layer, head)
+        for at, shown, parts in self.decided:
+            if at == layer and parts is not None:
+                (part,) = parts
+                entries = part.entries[0, head * part.entries.shape[1] // shown.heads]
+                named = torch.zeros(self.length, dtype=torch.bool).index_fill(0, entries[entries >= 0], True)
+                slots = torch.arange(shown.past, shown.past + shown.queries.shape[2])
+                seen[slots] &= named
+                if part.slots is not None:
+                    left_out = slots[~torch.isin(slots - shown.past, part.slots[0, head])]
+                    seen[left_out] = False
+        return seen
+
+
+def prompts(family):
+    rows = [family.row(5, IMAGE, 7), family.row(3, IMAGE, 2, IMAGE, 6, seed=1)]
+    return rows + ([family.row(2, IMAGE, 3, VIDEO, 4, seed=2)] if VIDEO in family.kinds else [])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_answers_equal_the_plain_loop(model, family, method, decided):
+    new = 5
+    for row in prompts(family):
+        decided.clear()
+        with vtprune.applied(model, method), feeding(model) as seen:
+            out = model.generate(
+                **family.inputs(row),
+                max_new_tokens=new,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        conversation = row.then(out.sequences[0, len(row.ids) :])
+        fed = whole(model, conversation, [(torch.arange(len(row.ids)), seen[0])])
+        visual = torch.cat((row.visual, torch.zeros(new, dtype=torch.bool)))
+        rule, positions = Decided(visual, decided), positions_of(model, family, conversation)
+        acted = {shown.past > 0 for _, shown, parts in decided if parts is not None}
+        assert acted == {"token_sparse" not in method}
+        logits = torch.stack(out.logits, 1)
+        torch.testing.assert_close(logits, layer_loop(model, fed, positions, rule)[:, -new - 1 : -1], **CLOSE)
+        dense = layer_loop(model, fed, positions, Rule(visual))[:, -new - 1 : -1]
+        assert (logits - dense)[:, -1].abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_padded_batches_and_beams_equal_their_rows_alone(model, family, method):
+    rows = [family.row(5, IMAGE, 7, seed=1), family.row(9, seed=2), *prompts(family)[1:]]
+    settings = dict(max_new_tokens=6, do_sample=False)
+    with vtprune.applied(model, method):
+        x = family.inputs(*rows)
+        answers = model.generate(**x, **settings)[:, x["input_ids"].shape[1] :]
+        beams = model.generate(**x, **settings, num_beams=BEAMS)[:, x["input_ids"].shape[1] :]
+        for i, row in enumerate(rows):
+            alone = family.inputs(row)
+            assert torch.equal(answers[i], model.generate(**alone, **settings)[0, len(row.ids) :])
+            assert torch.equal(beams[i], model.generate(**alone, **settings, num_beams=BEAMS)[0, len(row.ids) :])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS[:5])
+def test_a_second_turn_chooses_from_all_pictures(model, family, method, decided):
+    """Prompts read everything, so that what precedes the second answer is as without a method."""
+    first, more = family.row(5, IMAGE, 7, seed=1), family.row(2, IMAGE, 4, seed=3)
+    both = first.then(more)
+    begin = len(first.ids)
+    with vtprune.applied(model, method):
+        cache = model(**family.inputs(first), use_cache=True).past_key_values
+        inputs = family.inputs(both, new=(more,))
+        positions = positions_of(model, family, both)[:, begin:]
+        given = positions if len(positions) == 1 else positions[:, None]
+        inputs |= {"input_ids": inputs["input_ids"][:, begin:], "position_ids": given, "past_key_values": cache}
+        if "mm_token_type_ids" in inputs:
+            inputs["mm_token_type_ids"] = inputs["mm_token_type_ids"][:, begin:]
+        torch.testing.assert_close(model(**inputs).logits[:, -1], whole_logits(model, family, both), **CLOSE)
+        decided.clear()
+        follow = {"position_ids": given[..., -1:] + 1, "past_key_values": cache}
+        model(input_ids=torch.tensor([[9]]), attention_mask=torch.ones(1, len(both.ids) + 1), **follow)
+        visual = both.visual.nonzero()[:, 0]
+        read = [part.entries[part.entries >= 0] for _, _, parts in decided if parts is not None for part in parts]
+        assert read
+        for entries in read:
+            chosen = entries[torch.isin(entries, visual)]
+            assert 0 < len(chosen.unique()) < len(visual)
+            assert len(entries.unique()) - len(chosen.unique()) == len(both.ids) - len(visual) + 1
+
+
+def whole_logits(model, family, row):
+    engine = vtprune.api._engines.pop(model)
+    engine.detach()
+    logits = model(**family.inputs(row)).logits[:, -1]
+    engine.attach()
+    vtprune.api._engines[model] = engine
+    return logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chain", ["divprune:keep=0.5", "fastv:layer=1,keep=0.5", "random:keep=0.4"])
+@pytest.mark.parametrize("method", METHODS)
+def test_other_methods_before_them(model, family, method, chain):
+    """What left the prompt is not chosen from, and a batch still equals its rows."""
+    rows = [family.row(5, IMAGE, 7, seed=1), family.row(2, IMAGE, 9, seed=2)]
+    settings = dict(max_new_tokens=4, do_sample=False)
+    if "first=0" in method and "fastv" in chain:
+        with pytest.raises(ValueError, match="let tokens leave at layer 0 or before"):
+            vtprune.apply(model, [chain, method])
+        return
+    with vtprune.applied(model, [chain, method]):
+        x = family.inputs(*rows)
+        answers = model.generate(**x, **settings)[:, x["input_ids"].shape[1] :]
+        for i, row in enumerate(rows):
+            assert torch.equal(answers[i], model.generate(**family.inputs(row), **settings)[0, len(row.ids) :])
+        alone = vtprune.report(model)
+        assert alone.visual_tokens_after < alone.visual_tokens_before
+
+
+@torch.no_grad()
+def test_heads_read_what_an_eviction_has_left():
+    family = FAMILIES["llava-clip"]
+    model, row = family.model(), family.row(5, IMAGE, 7)
+    settings = dict(max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    logits = {}
+    for chain in (["snapkv:keep=0.5"], ["fasa:keep=0.5", "snapkv:keep=0.5"], ["fasa:keep=1.0", "snapkv:keep=0.5"]):
+        with vtprune.applied(model, chain):
+            logits[chain[0]] = torch.stack(model.generate(**family.inputs(row), **settings).logits, 1)
+            assert vtprune.report(model).kv_bytes_after < vtprune.report(model).kv_bytes_before
+    assert torch.equal(logits["fasa:keep=1.0"], logits["snapkv:keep=0.5"])
+    assert torch.equal(logits["fasa:keep=0.5"][:, 0], logits["snapkv:keep=0.5"][:, 0])
+    assert (logits["fasa:keep=0.5"] - logits["snapkv:keep=0.5"])[:, 1:].abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_cropped_cache_is_counted_again():
+    family = FAMILIES["llava-clip"]
+    model, row = family.model(), family.row(5, IMAGE, 7)
+    with vtprune.applied(model, "tokenselect:keep=0.3"):
+        cache = model(**family.inputs(row), use_cache=True).past_key_values
+        for token in (9, 10, 11):
+            model(input_ids=torch.tensor([[token]]), past_key_values=cache)
+        cache.crop(-20)
+        short = model(input_ids=torch.tensor([[9]]), past_key_values=cache).logits
+        again = model(**family.inputs(row), use_cache=True).past_key_values
+        again.crop(-17)
+        torch.testing.assert_close(model(input_ids=torch.tensor([[9]]), past_key_values=again).logits, short, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("chain", "message"),
+    [
+        (["tokenselect", "snapkv"], "tokenselect reads the same entries in several heads, but snapkv lets each head"),
+        (["tidaldecode", "h2o"], "fasa, which reads head by head"),
+        (["fastv:layer=3", "tidaldecode:first=1"], "fastv these hold different ones from layer 3 on"),
+        (["showui:skip_layers=(2, 4)", "tidaldecode:first=1"], "showui these hold different ones from layer 2 on"),
+        (["tokenselect", "token_sparse_attention"], "both act at the decoder attention of layer 2"),
+    ],
+)
+def test_refuses_what_would_read_other_entries(chain, message):
+    family = FAMILIES["llava-clip" if "showui" not in chain[0] else "qwen2_5_vl"]
+    with pytest.raises(ValueError, match=message):
+        vtprune.apply(family.model(), chain)
+
+
+def test_takes_what_leaves_before():
+    model = FAMILIES["llava-clip"].model()
+    for chain in (["fastv:layer=2", "tidaldecode"], ["tidaldecode:first=3,second=3", "h2o"], ["fasa", "snapkv"]):
+        if chain[-1] == "h2o":
+            with pytest.raises(ValueError, match="the layers \\[3, 4\\]"):
+                vtprune.apply(model, chain)
+            continue
+        vtprune.apply(model, chain)
