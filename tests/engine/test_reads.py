@@ -227,6 +227,26 @@ def test_refuses_what_would_read_other_entries(chain, message):
         vtprune.apply(family.model(), chain)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("method", "saves", "note"),
+    [
+        ("tokenselect", False, "tokenselect may read less of the cache from the second token of an answer on."),
+        ("token_sparse_attention", True, "token_sparse_attention: 3 of 5 decoder layers compute"),
+    ],
+)
+def test_the_report_says_what_is_saved_and_when(method, saves, note):
+    family = FAMILIES["llava-clip"]
+    model = family.model()
+    with vtprune.applied(model, method):
+        model(**family.inputs(family.row(5, IMAGE, 7)))
+        report = vtprune.report(model)
+    assert report.kv_bytes_after == report.kv_bytes_before
+    assert (report.prefill_flops_after < report.prefill_flops_before) == saves
+    assert len(report.notes) == 1
+    assert report.notes[0].startswith(note)
+
+
 def test_takes_what_leaves_before():
     model = FAMILIES["llava-clip"].model()
     for chain in (["fastv:layer=2", "tidaldecode"], ["tidaldecode:first=3,second=3", "h2o"], ["fasa", "snapkv"]):

@@ -143,9 +143,15 @@ class Prefill:
         return Savings(self.integration, self.runs, self.layout, prompt).of(events, self.selected)
 
     def _notes(self, earlier: Saving) -> tuple[str, ...]:
-        acted = {event.stage.method for event in self.events}
+        acted = {event.stage.method for event in self.events}.union(*(work.methods for work in self.work.values()))
         idle = [name for name in dict.fromkeys(self.chain.names) if name not in acted]
-        notes = [f"{name} removed nothing." for name in idle]
+        later = {stage.method for stage in self.chain.attention_stages.values() if stage.stage.decodes}
+        notes = [
+            f"{name} may read less of the cache from the second token of an answer on."
+            if name in later
+            else f"{name} removed nothing."
+            for name in idle
+        ]
         notes += [
             f"{tried.method} first ran {tried.layers} decoder layers on all {sum(tried.lengths)} tokens of the prompt, "
             "in order to choose; these FLOPs are counted."
