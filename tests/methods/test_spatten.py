@@ -10,8 +10,11 @@ import torch
 
 import vtprune
 from tests.engine.test_cache_methods import Noted
+from tests.engine.test_eviction import check_padding_and_beams
 from tests.families import FAMILIES, IMAGE
 from tests.methods.inputs import INFO, cache_entries
+from tests.methods.reading import decoded, layer_slots
+from vtprune.engine.parts import attend
 from vtprune.methods._entries import received
 from vtprune.methods.base import Place
 from vtprune.methods.spatten import SpAtten, logits, with_room
@@ -129,6 +132,46 @@ def test_entries_leave_before_a_further_turn_and_not_before(name):
         cache.crop(-4)  # what came can be taken back, not what left
         with pytest.raises(ValueError, match="cannot crop"):
             cache.crop(-1)
+
+
+def test_values_of_all_but_the_best_visual_entries_bring_nothing():
+    """What they would bring is lost, not given to others; text and prompts are not concerned."""
+    method, slots = SpAtten(values=3), layer_slots([(3, 12, 4), (2, 2, 5)])
+    assert method.local_values(slots) is None
+    slots = decoded(slots)
+    (part,) = method.local_values(slots).parts
+    out = attend(slots.queries, slots.keys, slots.values, [part], valid=slots.valid, scale=slots.scale)
+    for r in range(2):
+        visual = slots.visual_entries[r, 0].nonzero().flatten().tolist()
+        there = torch.ones(slots.keys.shape[2], dtype=torch.bool) if slots.valid is None else slots.valid[r]
+        for group in range(2):
+            heads = range(2 * group, 2 * group + 2)
+            p = [
+                (slots.keys[r, group] @ slots.queries[r, h, 0] * slots.scale).masked_fill(~there, -torch.inf).softmax(0)
+                for h in heads
+            ]
+            votes = p[0] + p[1]
+            lost = sorted(visual, key=lambda i, votes=votes: -votes[i])[3:]
+            for h, weights in zip(heads, p, strict=True):
+                used = weights.clone()
+                used[lost] = 0
+                expected = used @ slots.values[r, group]
+                torch.testing.assert_close(out[r, 0, h], expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["llava-clip", "qwen2_5_vl"])
+def test_local_values_beside_the_cascade(name):
+    family = FAMILIES[name]
+    check_padding_and_beams(family, SpAtten(keep=0.5, values=0.3))
+    x, settings = family.inputs(family.row(5, IMAGE, 7)), dict(max_new_tokens=4, do_sample=False, output_logits=True)
+    found = []
+    for values in (0.3, 36, 1.0):
+        with vtprune.applied(family.model(), SpAtten(keep=0.5, values=values)) as model:
+            out = model.generate(**x, **settings, return_dict_in_generate=True)
+            found.append(torch.stack(out.logits))
+    assert (found[0] - found[2]).abs().max() > 1e-3
+    torch.testing.assert_close(found[1], found[2], atol=1e-4, rtol=1e-4)
 
 
 def test_what_is_asked_for():

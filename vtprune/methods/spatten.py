@@ -12,8 +12,9 @@ Paper: "SpAtten: Efficient Sparse Attention Architecture with Cascade Token and 
 arXiv 2012.09852. Authors' code: github.com/mit-han-lab/spatten-llm (MIT); the cascade is not in it.
 Differs from the paper in: only visual entries leave, unless `text=True`; by default the queries of the text behind the
 last picture count, all of which see all of it; hidden states stay, so that the prefill is untouched; positions are
-never made dense (the authors' code turns keys anew at their places in the cache). Left out, since dense kernels and
-caches would save nothing by them: pruned heads, values that single queries skip, and bits that are fetched later.
+never made dense (the authors' code turns keys anew at their places in the cache). Local pruning of values (`values`)
+is for decoded tokens and visual entries only, and an experiment: dense kernels save nothing by it. Nor would they by
+pruned heads, or by bits that are fetched later, which are left out.
 """
 
 from __future__ import annotations
@@ -28,11 +29,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtprune.budget import LayerBudget
+from vtprune.budget import Budget, LayerBudget, check_keep, token_counts
 from vtprune.methods._cuts import counts_by_line
 from vtprune.methods._entries import best, counted, newest, received, share
+from vtprune.methods._reads import one_token, wanted
 from vtprune.methods._select import check_choice, check_number, check_whole_numbers, given
-from vtprune.methods.base import CacheEntries, Keep, Method, ModelInfo, Place, Stage, all_layers
+from vtprune.methods.base import (
+    Attend,
+    CacheEntries,
+    Keep,
+    LayerSlots,
+    Method,
+    ModelInfo,
+    Part,
+    Place,
+    Stage,
+    all_layers,
+)
 from vtprune.methods.h2o import heavy_and_recent
 from vtprune.methods.registry import register
 
@@ -47,7 +60,7 @@ class SpAtten(Method):
     """
 
     kind = "cache"
-    places = (Place.CACHE,)
+    places = (Place.ATTENTION, Place.CACHE)
     paper = "SpAtten, HPCA 2021, arXiv 2012.09852"
     cost = "N T C per decoder layer; with queries='all' (N + T)^2 C"
     needs_text = True
@@ -57,6 +70,9 @@ class SpAtten(Method):
     first: float = 0.15  # share of the layers, in [0, 1), that keep everything, rounded up; no effect on a list
     queries: Literal["closing", "all"] = "closing"  # whose attention counts: of the text behind the pictures, or of all
     recent: float = 0.0  # share in [0, 1] of what is kept that is left to the most recent ones, rounded down
+    values: Budget = (
+        1.0  # ratio in (0, 1] of a row's visual values, or how many, that a decoded token uses in each head
+    )
     text: bool = False  # whether text may leave too, at every step (at every turn, with `rule="turns"`)
     rule: Literal["cascade", "turns"] = "cascade"  # "turns": every head by itself, before further turns only
     start: int = 0  # with "turns": first candidates that always stay beside those of `keep`
@@ -68,6 +84,7 @@ class SpAtten(Method):
         check_number("first", self.first, 0, 1 - 1e-9)
         check_choice("queries", self.queries, ("closing", "all"))
         check_number("recent", self.recent, 0, 1)
+        object.__setattr__(self, "values", check_keep(self.values, "values"))
         check_choice("rule", self.rule, ("cascade", "turns"))
         check_whole_numbers("start", self.start, 0)
         check_whole_numbers("room", self.room, 0)
@@ -75,11 +92,16 @@ class SpAtten(Method):
     def stages(self, model: ModelInfo) -> Sequence[Stage]:
         """Every layer adds up importance; those behind the first ones evict."""
         signals, layers = frozenset({f"{self.queries}_queries"}), all_layers(model, self.keep)
+        found: list[Stage] = []
+        if self.values != 1.0:
+            asked = frozenset({"queries_keys_values"})
+            found = [Stage(Place.ATTENTION, self.local_values, layers, asked, decodes=True)]
         if self.rule == "turns":
-            return [Stage(Place.CACHE, self.at_turns, layers, signals, text=self.text, decodes=True, turns=True)]
-
-        decide = functools.partial(self.decide, layers=model.decoder_layers)
-        return [Stage(Place.CACHE, decide, layers, signals, text=self.text, decodes=self.text)]
+            found.append(Stage(Place.CACHE, self.at_turns, layers, signals, text=self.text, decodes=True, turns=True))
+        else:
+            decide = functools.partial(self.decide, layers=model.decoder_layers)
+            found.append(Stage(Place.CACHE, decide, layers, signals, text=self.text, decodes=self.text))
+        return found
 
     def decide(self, entries: CacheEntries, layers: int) -> Keep:
         """Keep the most important and the most recent of those that are still there.
@@ -129,6 +151,18 @@ class SpAtten(Method):
             entries.coming + self.room if self.text else 0,
         )
         return Keep(mask)
+
+    def local_values(self, slots: LayerSlots) -> Attend | None:
+        """Of a decoded token's attention, what goes to any but the best visual entries brings nothing."""
+        if not one_token(slots):
+            return None
+        queries = given(slots.queries, self.name, "queries_keys_values")
+        keys = given(slots.keys, self.name, "queries_keys_values")
+        there = keys.new_ones(len(keys), keys.shape[2], dtype=torch.bool) if slots.valid is None else slots.valid
+        attention = wanted(queries[:, :, 0], keys, slots.scale, there, "group")
+        visual = slots.visual_entries.expand_as(attention)
+        counts = token_counts(self.values, visual[:, 0].sum(1))
+        return Attend((Part(lost=visual & ~best(attention, counts, visual)),))
 
 
 def slots_of(entries: CacheEntries) -> Tensor:
