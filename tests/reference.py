@@ -33,6 +33,7 @@ class Decisions:
     evicted: dict[int, Tensor] = dataclasses.field(default_factory=dict)  # layer -> (kv_heads, slots), see `bare_run`
     rounded: bool = False  # whether later queries see rounded keys and values
     runs: dict[int, Tensor] = dataclasses.field(default_factory=dict)  # layer -> bool (slots,), False on what passes by
+    frozen: int = NEVER  # first layer that leaves visual slots as they are
 
     def extend(self, *more: Decisions | int) -> Decisions:
         """The decisions for a longer prompt: numbers stand for so many text tokens, all kept."""
@@ -103,7 +104,9 @@ def decisions(model: Any, row: Row, number: int = 0) -> Decisions:
     """Read the decisions for a row of the last prefill from the report, and the position rules from the methods."""
     report = vtprune.report(model)
     chain = vtprune.api._engines[model].chain
-    if chain.acts_inside:
+    inside = [x for x in chain.stages if x.stage.place in (Place.ATTENTION, Place.MLP)]
+    frozen = {x.method for x in inside} == {"ee_mllm"} and any(vars(x).get("update") == "none" for x in chain.methods)
+    if chain.acts_inside and not frozen:
         pytest.skip("computes less inside decoder layers; tests/engine/test_sparse_methods.py has a loop of its own")
     visual = row.visual.nonzero().squeeze(1)
     entered, kept = torch.ones(len(row.ids), dtype=torch.bool), torch.ones(len(row.ids), dtype=torch.bool)
@@ -129,7 +132,8 @@ def decisions(model: Any, row: Row, number: int = 0) -> Decisions:
     evicted = _evicted(events, entered, cuts, runs, number)
     rounded = any(isinstance(event, Stored) for event in events)
     door = chain.door_positions == "compact"
-    return Decisions(entered, cuts, picture, door, compact_cuts, sharing, evicted, rounded, runs)
+    first = min(inside[0].layers) if frozen else NEVER
+    return Decisions(entered, cuts, picture, door, compact_cuts, sharing, evicted, rounded, runs, first)
 
 
 def _cuts(events: Any, entered: Tensor, number: int) -> dict[int, Tensor]:
@@ -293,6 +297,9 @@ def bare_run(
         at = positions[:, here]
         rotary = language_model.rotary_emb(hidden, position_ids=at if len(at) == 1 else at[:, None])
         out = layer(hidden[:, ran], attention_mask=mask, position_embeddings=rotary)
+        if decided is not None and i >= decided.frozen:
+            ran = ran & (decided.picture[slots] < 0)
+            out = (out[0] if isinstance(out, tuple) else out)[:, decided.picture[here] < 0]
         hidden = hidden.clone()
         hidden[:, ran] = out[0] if isinstance(out, tuple) else out
         if i < len(fed.deep):

@@ -20,6 +20,7 @@ PLACES = {
     "encoder layer": ("tome", {"keep": 0.6}),
     "encoder output": ("divprune", {"keep": 0.6}),
     "decoder layer": ("fastv", {"layer": 2, "keep": 0.5}),
+    "decoder attention": ("ee_mllm", {"layer": 3, "update": "none"}),
     "decoder cache": ("snapkv", {"keep": 0.5}),
 }
 ANY_SIZE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -36,6 +37,7 @@ ASKING = [
     [("todre", {}), ("snapkv", {"keep": 3})],  # everything leaves
     [("showui", {"keep": 0.3, "threshold": 70.0, "skip_layers": (1, 3)}), ("exit", {"layer": 4}), ("h2o", {})],
 ]
+UNBOUNDED = ("todre", "corematching", "exit", "ee_mllm")  # there is no budget at which they change nothing
 ASKED = ("llava_next", "qwen3_vl", "internvl")
 
 
@@ -138,7 +140,7 @@ def test_keeping_everything_changes_no_bit(model, family, chain):
     rows = [family.row(5, IMAGE, 7), family.row(4, seed=2), family.row(3, IMAGE, 2, IMAGE, 6, seed=1)]
     x = family.inputs(*rows)
     expected = answer(model, x)
-    budgets = [(name, parameters) for name, parameters in chain if name not in ("todre", "corematching", "exit")]
+    budgets = [(name, parameters) for name, parameters in chain if name not in UNBOUNDED]
     everything = [(name, {**parameters, "keep": 1.0}) for name, parameters in budgets]
     with vtprune.applied(model, everything):
         found = answer(model, x)

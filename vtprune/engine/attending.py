@@ -8,6 +8,7 @@ projection run on the slots that need them.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,10 @@ from vtprune.integrations.base import Integration
 from vtprune.methods.base import Attend, LayerSlots, Part
 
 
+class _Local(threading.local):
+    running: int | None = None  # the layer whose attention runs; its projections may be asked behind it, too
+
+
 class AttentionHooks:
     """Hooks on the decoder layers at whose attention stages act; no forward is copied.
 
@@ -38,6 +43,7 @@ class AttentionHooks:
         self.integration = integration
         self.stages = chain.attention_stages
         self.step = step
+        self.local = _Local()
 
     def attach(self, before: Callable[..., None], after: Callable[..., None]) -> Sequence[Intercepted]:
         """Put the hooks on their modules; `before` and `after` register one before a module's forward, and behind.
@@ -64,6 +70,7 @@ class AttentionHooks:
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             config.compute(None)
+            self.local.running = layer
             step = self.step()
             if step is None or not _acts(stage, layer, step):
                 return
@@ -97,13 +104,15 @@ class AttentionHooks:
 
     def _leave(self, config: Intercepted) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            self.local.running = None
             missed(config)
 
         return hook
 
     def _work(self, layer: int, which: str) -> Chosen | None:
         step = self.step()
-        work = None if step is None or step.inside.paused else step.inside.work.get(layer)
+        running = step is not None and not step.inside.paused and self.local.running == layer
+        work = step.inside.work.get(layer) if step is not None and running else None
         return None if work is None else getattr(work, which)
 
     def _shorten(self, layer: int, which: str) -> Callable[..., Any]:
