@@ -37,6 +37,14 @@ ASKING = [
     [("todre", {}), ("snapkv", {"keep": 3})],  # everything leaves
     [("showui", {"keep": 0.3, "threshold": 70.0, "skip_layers": (1, 3)}), ("exit", {"layer": 4}), ("h2o", {})],
 ]
+# What the plain loop does not do: reads of a part of the cache, entries in few bits, entries that merge.
+BEYOND = [
+    [("gemfilter", {"keep": 0.5}), ("zipvl", {})],
+    [("fastv", {"layer": 2, "keep": 0.5}), ("tokenselect", {"keep": 0.5, "reuse": None})],
+    [("transprune", {"keep": 0.5}), ("ee_mllm", {"layer": 3}), ("zipcache", {})],
+    [("divprune", {"keep": 0.6}), ("yopo", {"window": 3, "layer": 4, "mlp": 4}), ("spatten", {"keep": 0.5})],
+    [("pyramiddrop", {"keep": 0.3}), ("fasa", {}), ("ems", {"keep": 0.5})],
+]
 UNBOUNDED = ("todre", "corematching", "exit", "ee_mllm")  # there is no budget at which they change nothing
 ASKED = ("llava_next", "qwen3_vl", "internvl")
 
@@ -52,6 +60,7 @@ def named(chain):
 
 PAIRS = [(name, list(pair)) for name in FAMILIES for pair in itertools.combinations(available(name), 2)]
 WHOLE = [(name, available(name)) for name in FAMILIES]
+FURTHER = [(name, chain) for name in ASKED for chain in BEYOND]
 SOME = WHOLE + [(name, chain) for name in ASKED for chain in ASKING]
 
 
@@ -114,7 +123,7 @@ def test_equals_a_plain_loop(model, family, chain):
     assert sum(p.kv_bytes_saved for p in first.places) == first.kv_bytes_before - first.kv_bytes_after
 
 
-@matrix(PAIRS + SOME)
+@matrix(PAIRS + SOME + FURTHER)
 @torch.no_grad()
 def test_batch_equals_its_rows_alone(model, family, chain):
     """With padding on the left, a row without pictures, and beams."""
@@ -154,7 +163,7 @@ def test_keeping_everything_changes_no_bit(model, family, chain):
     assert torch.equal(answer(model, x)[1], expected[1])
 
 
-@matrix(SOME)
+@matrix(SOME + FURTHER)
 def test_other_ways_of_running(model, family, chain):
     """Twice, without a cache, in inference mode, with a loss, by another attention implementation."""
     rows = [family.row(5, IMAGE, 7), family.row(3, IMAGE, 2, seed=1)]
