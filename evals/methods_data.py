@@ -26,6 +26,7 @@ class Point:
         flops: Prefill FLOPs, as a share of the unpruned model's.
         cache: Bytes of keys and values after the prefill, likewise; None in tables that do not tell.
         ttft: Time to first token as `vtprune.evals.overheads` has it; None if it was not measured.
+        turn: Share of second questions answered rightly on the cache of the first; None if they were not asked.
     """
 
     keep: str | None
@@ -36,6 +37,7 @@ class Point:
     flops: float
     cache: float | None
     ttft: dict[str, Any] | None
+    turn: float | None = None
 
     @property
     def label(self) -> str:
@@ -58,6 +60,9 @@ class Table:
         unpruned: Share of right answers.
         blank: The same without pictures.
         timed: Settings of the measurement of times; None if there was none.
+        turns: Those of the second questions; None if there were none.
+        turn: Share of right answers to these.
+        blank_turn: The same without pictures.
     """
 
     name: str
@@ -69,18 +74,22 @@ class Table:
     unpruned: float
     blank: float
     timed: dict[str, Any] | None
+    turns: dict[str, Any] | None = None
+    turn: float = 0.0
+    blank_turn: float = 0.0
 
     def random(self, keep: str | None) -> Point | None:
         """Random selection with the same budget."""
-        return next((x for x in self.points.get("random", ()) if x.keep == keep), None)
+        return next((x for x in self.points.get("random", ()) if x.keep == keep and not x.parameters), None)
 
 
 def read_tables(documents: Sequence[dict[str, Any]], models: Sequence[str]) -> list[Table]:
     """Tables of qualities, each with the times of the same model: pictures, then clips, and models in this order."""
     times = {_key(x): x for x in documents if "repeats" in x["settings"]}
-    qualities = {_key(x): x for x in documents if "repeats" not in x["settings"]}
+    turns = {_key(x): x for x in documents if x["settings"].get("about") == "turns"}
+    qualities = {_key(x): x for x in documents if x not in times.values() and x not in turns.values()}
     wanted = [(model, clips) for clips in (False, True) for model in models]
-    return [_table(qualities[key], times.get(key)) for key in wanted if key in qualities]
+    return [_table(qualities[key], times.get(key), turns.get(key)) for key in wanted if key in qualities]
 
 
 def _key(document: dict[str, Any]) -> tuple[str, bool]:
@@ -88,8 +97,9 @@ def _key(document: dict[str, Any]) -> tuple[str, bool]:
     return settings["model"], settings.get("about") == "clips"
 
 
-def _table(document: dict[str, Any], times: dict[str, Any] | None) -> Table:
+def _table(document: dict[str, Any], times: dict[str, Any] | None, turns: dict[str, Any] | None) -> Table:
     (model, clips), rows = _key(document), document["rows"]
+    further = (turns or {"rows": {}})["rows"]
     points: dict[str, list[Point]] = {}
     refused: dict[str, dict[str, str]] = {}
     for name, row in rows.items():
@@ -107,7 +117,8 @@ def _table(document: dict[str, Any], times: dict[str, Any] | None) -> Table:
         error = math.sqrt(row["accuracy"] * (1 - row["accuracy"]) / row["n"])
         share = seen / row["tokens_before"]
         costs = share, row["prefill_flops"], row.get("cache_bytes")
-        point = Point(keep, parameters, row["accuracy"], error, *costs, timed.get("ttft"))
+        turn = further.get(name, {}).get("accuracy")
+        point = Point(keep, parameters, row["accuracy"], error, *costs, timed.get("ttft"), turn)
         points.setdefault(method, []).append(point)
     points["random"], seeds = over_seeds(points.get("random", []))
     for found in points.values():
@@ -122,19 +133,25 @@ def _table(document: dict[str, Any], times: dict[str, Any] | None) -> Table:
         unpruned=rows["unpruned"]["accuracy"],
         blank=rows["blank pictures"]["accuracy"],
         timed=times and times["settings"],
+        turns=turns and turns["settings"],
+        turn=further["unpruned"]["accuracy"] if turns else 0.0,
+        blank_turn=further["blank pictures"]["accuracy"] if turns else 0.0,
     )
 
 
 def over_seeds(points: Sequence[Point]) -> tuple[list[Point], int]:
-    """Random selection with several seeds as one point per budget, with the mean share of right answers.
+    """Random selection with several seeds as one point per budget, with the mean share of right answers; and all else.
 
     One draw keeps the same places in all pictures, so that it may be a lucky one. The standard error stays that of one
     draw: all were asked the same questions.
     """
     found: dict[str | None, list[Point]] = {}
+    others = []
     for point in points:
         if not point.parameters or re.fullmatch(r"seed=\d+", point.parameters):
             found.setdefault(point.keep, []).append(point)
+        else:
+            others.append(point)
     means = [
         dataclasses.replace(
             next((x for x in draws if not x.parameters), draws[0]),
@@ -143,4 +160,4 @@ def over_seeds(points: Sequence[Point]) -> tuple[list[Point], int]:
         )
         for draws in found.values()
     ]
-    return means, max(map(len, found.values()), default=1)
+    return [*means, *others], max(map(len, found.values()), default=1)

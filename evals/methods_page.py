@@ -1,7 +1,7 @@
 """docs/methods.md, from the registry, the support matrix, measured tables, and docs/methods-notes.toml.
 
-`python -m vtprune.evals.methods_page docs/methods.md docs/results/{methods,overheads,search}-*.json` writes the page
-and its plots.
+`python -m vtprune.evals.methods_page docs/methods.md docs/results/{methods,turns,overheads,search}-*.json` writes the
+page and its plots.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Every method of the package: what it does, what it looks at, what it costs, wher
 all families; [benchmarks.md](benchmarks.md) explains overheads. This page is written by
 
 ```sh
-python -m vtprune.evals.methods_page docs/methods.md docs/results/{{methods,overheads,search}}-*.json
+python -m vtprune.evals.methods_page docs/methods.md docs/results/{{methods,turns,overheads,search}}-*.json
 ```
 
 from the methods' own files, from what was measured, and from [methods-notes.toml](methods-notes.toml).
@@ -49,6 +49,8 @@ from the methods' own files, from what was measured, and from [methods-notes.tom
   keys and values, those of text among them, after the prefill, likewise.
 - **Right**: answers that are right as a whole, in percent. **Random**: how much more that is than with `random` at the
   same `keep`, on the mean over its seeds; set in bold where it is less by more than two standard errors.
+- **Next turn**: second questions about the same picture that are answered rightly on the cache which the first left
+  behind. The unpruned models answer {turns} of them.
 - **Speedup** and **overhead** of the time to first token: untouched / method and method / ideal, where the ideal is the
   bare model that is given just the tokens which the method keeps; `~` where the run does not tell the ratio from 1.
   On models as small as these most of that time is Python's.
@@ -72,7 +74,8 @@ def main(arguments: Sequence[str]) -> None:
     tables = read_tables([x for x in read if not is_search(x)], notes["models"])
     page.write_text(text(notes, tables, [x for x in read if is_search(x)]), encoding="utf-8")
     for group in notes["groups"]:
-        draw_group(group["methods"], tables, page.parent / plot(group), views=group.get("views", ["tokens"]))
+        if views := group.get("views", ["tokens"]):
+            draw_group(group["methods"], tables, page.parent / plot(group), views=views)
 
 
 def read_notes(path: Path) -> dict[str, Any]:
@@ -101,11 +104,13 @@ def text(notes: dict[str, Any], tables: Sequence[Table], searches: Sequence[dict
     """The whole page."""
     about = {method["name"]: method for method in vtprune.methods()}
     letters = "\n".join(["  | | |", "  |---|---|", *(f"  | {letter} | {said} |" for letter, said in LETTERS.items())])
-    lines = [INTRO.format(letters=letters), *_glance(notes, about, tables), *_measured(tables)]
+    turns = ", ".join(f"{100 * x.turn:.1f} ({x.name})" for x in tables if x.turns) or "none"
+    lines = [INTRO.format(letters=letters, turns=turns), *_glance(notes, about, tables), *_measured(tables)]
     lines += section(searches, notes.get("models", []))
     lines += ["## What was learnt", "", *(_wrapped(f"- {said}") for said in notes["learnt"]), ""]
     for group in notes["groups"]:
-        lines += [f"## {group['title']}", "", _wrapped(group["about"]), "", f"![{group['title']}]({plot(group)})", ""]
+        lines += [f"## {group['title']}", "", _wrapped(group["about"]), ""]
+        lines += [f"![{group['title']}]({plot(group)})", ""] if group.get("views", ["tokens"]) else []
         for name in group["methods"]:
             lines += [*_method(about[name], tables), *_note(notes["notes"].get(name))]
     return "\n".join(lines)
@@ -151,6 +156,8 @@ def _measured(tables: Sequence[Table]) -> Iterator[str]:
     yield "Further seeds and rows with parameters are asked for by name (`--methods random:seed=1 mustdrop:window=3`)."
     yield ""
     for table in tables:
+        if table.turns:
+            yield f"- {table.name}, next turn: {table.turns['limit']} pairs of questions, likewise (`--turns`)."
         s = table.settings
         versions = ", ".join(f"{name} {s[name]}" for name in ("torch", "transformers"))
         yield f"- {table.name}: {s['limit']} questions in {s['dtype']}, batches of {s['batch_size']}, {versions}."
@@ -186,9 +193,10 @@ def _method(method: dict[str, Any], tables: Sequence[Table]) -> Iterator[str]:
 def _figures(method: dict[str, Any], tables: Sequence[Table]) -> Iterator[str]:
     rows = [(table, point) for table in tables for point in table.points.get(method["name"], [])]
     timed, cached = any(point.ttft for _, point in rows), any(point.cache is not None for _, point in rows)
+    asked = any(point.turn is not None for _, point in rows)
     if rows:
         names = ["tokens, %", "FLOPs, %", *["cache, %"] * cached, "right, %", "random"]
-        names += ["speedup", "overhead"] * timed
+        names += ["next turn, %"] * asked + ["speedup", "overhead"] * timed
         yield f"| model | keep | {' | '.join(names)} |"
         yield "|---|" + "---:|" * (len(names) + 1)
         for table, point in rows:
@@ -198,6 +206,7 @@ def _figures(method: dict[str, Any], tables: Sequence[Table]) -> Iterator[str]:
                 *("-" if x is None else f"{100 * x:.0f}" for x in (point.tokens, point.flops, *[point.cache] * cached)),
                 f"{100 * point.right:.1f}",
                 _against(point, table.random(point.keep)),
+                *["-" if point.turn is None else f"{100 * point.turn:.1f}"] * asked,
                 *([_ratio(point, "speedup"), _ratio(point, "overhead")] if timed else ()),
             ]
             yield f"| {' | '.join(cells)} |"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +15,13 @@ SHAPES = ("s", "o", "D", "^", "v", "P", "X")  # each fits into the one before
 TICKS = (0, 0.1, 0.25, 0.5, 1)
 
 
-View = Literal["tokens", "flops", "cache"]
-AXES = {"tokens": "visual tokens seen, %", "flops": "prefill FLOPs, %", "cache": "KV cache, %"}
+View = Literal["tokens", "flops", "cache", "turns"]
+AXES = {
+    "tokens": "visual tokens seen, %",
+    "flops": "prefill FLOPs, %",
+    "cache": "KV cache, %",
+    "turns": "KV cache, %, next turn",
+}
 
 
 def draw_group(
@@ -56,10 +62,13 @@ def draw_group(
 
 
 def _panel(axes: Any, methods: Sequence[str], table: Table, view: View) -> None:
-    axes.axhline(100 * table.unpruned, color=GREY, linewidth=1, label="unpruned")
-    axes.axhline(100 * table.blank, color=GREY, linewidth=1, linestyle=":", label="blank")
+    unpruned, blank = (table.turn, table.blank_turn) if view == "turns" else (table.unpruned, table.blank)
+    axes.axhline(100 * unpruned, color=GREY, linewidth=1, label="unpruned")
+    axes.axhline(100 * blank, color=GREY, linewidth=1, linestyle=":", label="blank")
     style = {"color": GREY, "linestyle": "--", "linewidth": 1.4, "marker": ".", "zorder": 2}
-    _line(axes, table.points.get("random", []), view, label="random", **style)
+    chance = "place=cache" if view in ("cache", "turns") else ""  # entries, or tokens, that leave at random
+    drawn = [dataclasses.replace(x, parameters="") for x in table.points.get("random", []) if x.parameters == chance]
+    _line(axes, drawn, view, label="random", **style)
     for number, method in enumerate(x for x in methods if x != "random"):
         # Of lines that lie on one another all show.
         size = max(8.5 - 1.4 * number, 3)
@@ -82,10 +91,13 @@ def _panel(axes: Any, methods: Sequence[str], table: Table, view: View) -> None:
 
 def _line(axes: Any, points: Sequence[Point], view: View, **style: Any) -> None:
     """Budgets of a method, joined. Points with parameters are left out, but of a method without `keep`, apart."""
-    shown = [x for x in points if getattr(x, view) is not None and (x.keep is None or not x.parameters)]
-    shown.sort(key=lambda x: (getattr(x, view), x.right))
+    if view == "turns":
+        points = [dataclasses.replace(x, right=x.turn) for x in points if x.turn is not None]
+    name = "cache" if view == "turns" else view
+    shown = [x for x in points if getattr(x, name) is not None and (x.keep is None or not x.parameters)]
+    shown.sort(key=lambda x: (getattr(x, name), x.right))
     if shown:
-        across = [(1 if view == "tokens" else 100) * getattr(x, view) for x in shown]
+        across = [(1 if view == "tokens" else 100) * getattr(x, name) for x in shown]
         if shown[0].keep is None:
             style["linestyle"] = ""
         axes.plot(across, [100 * x.right for x in shown], clip_on=False, **style)

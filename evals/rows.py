@@ -44,9 +44,15 @@ def plan(methods: Sequence[str], budgets: Sequence[float | int]) -> list[Row]:
 
 
 def run_row(
-    model: Any, processor: Any, row: Row, *, on_batch: Callable[[int], None] | None = None, **options: Any
+    model: Any,
+    processor: Any,
+    row: Row,
+    *,
+    evaluate: Callable[..., dict[str, Any]] = evaluate,
+    on_batch: Callable[[int], None] | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Evaluate one row; `on_batch` and `options` go to `evaluate`.
+    """Evaluate one row; `on_batch` and `options` go to `evaluate`, or what takes its place.
 
     Returns:
         The result of `evaluate` with "seconds" and, with a method, what the reports of all batches add up to: visual

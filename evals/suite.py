@@ -23,7 +23,9 @@ from vtprune.evals.questions import KINDS, Question, ask
 from vtprune.evals.scenes import SIZE, TEST_SEED_START, draw_scene, make_scene
 
 _SEEDS_PER_SUITE = 10**9
-_BLANK = (128, 128, 128)
+_GREY = 128
+BLANK = Image.new("RGB", (SIZE, SIZE), (_GREY,) * 3)
+"""What is shown to see what can be guessed."""
 
 
 @dataclass(frozen=True)
@@ -189,5 +191,5 @@ def seen(item: SceneQuestion | ClipQuestion, blank: bool = False) -> Image.Image
     """What a question is about: a picture, or a clip as an array of frames; a grey one on demand."""
     if isinstance(item, ClipQuestion):
         frames = clip_frames(item.seed)
-        return np.full_like(frames, _BLANK[0]) if blank else np.array(frames)
-    return Image.new("RGB", (SIZE, SIZE), _BLANK) if blank else scene_picture(item.seed)
+        return np.full_like(frames, _GREY) if blank else np.array(frames)
+    return BLANK if blank else scene_picture(item.seed)

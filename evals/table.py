@@ -25,6 +25,7 @@ from vtprune.evals.clip_suite import questions_about_clips
 from vtprune.evals.questions import KINDS
 from vtprune.evals.rows import Row, plan, run_row
 from vtprune.evals.suite import scene_questions
+from vtprune.evals.turns import evaluate_turns, question_pairs
 from vtprune.methods.parse import parse_value
 from vtprune.models import load_model, resolve_model
 
@@ -40,6 +41,7 @@ def run_table(
     seed: int = 0,
     batch_size: int = 32,
     clips: bool = False,
+    turns: bool = False,
     on_row: Callable[[Row], Callable[[int], None] | None] = lambda row: None,
 ) -> dict[str, Any]:
     """Evaluate the rows that `out` does not hold yet; after each one the JSON and the Markdown beside it are written.
@@ -54,23 +56,30 @@ def run_table(
         seed: Which test set, see `scene_questions`.
         batch_size: Questions per batch.
         clips: Ask about clips instead of pictures.
+        turns: Ask second questions about pictures, see `vtprune.evals.turns`.
         on_row: Called before each row; what it returns is called with the number of questions of each batch.
 
     Raises:
-        ValueError: If `out` holds results with other settings.
+        ValueError: If `out` holds results with other settings, or clips and turns are wanted together.
     """
+    if clips and turns:
+        raise ValueError("further turns are about pictures: ask for clips or turns, not for both")
     settings = {**settings, "limit": limit, "seed": seed, "batch_size": batch_size}
     if clips:
         settings["about"] = "clips"
+    if turns:
+        settings["about"] = "turns"
     table: dict[str, Any] = {"settings": settings, "rows": {}}
     if out.exists():
         table = json.loads(out.read_text())
         if table["settings"] != settings:
             raise ValueError(f"out must be a new file or hold results with {settings}, got {table['settings']}")
-    questions = questions_about_clips(limit, seed) if clips else scene_questions(limit, seed)
+    asked: dict[str, Any] = {"evaluate": evaluate_turns, "pairs": question_pairs(limit, seed)} if turns else {}
+    if not turns:
+        asked["questions"] = questions_about_clips(limit, seed) if clips else scene_questions(limit, seed)
     for row in rows:
         if row.name not in table["rows"]:
-            result = run_row(model, processor, row, questions=questions, batch_size=batch_size, on_batch=on_row(row))
+            result = run_row(model, processor, row, **asked, batch_size=batch_size, on_batch=on_row(row))
             table["rows"][row.name] = result
             write_whole(out, json.dumps(table, indent=2) + "\n")
             write_whole(out.with_suffix(".md"), markdown(table))
@@ -126,7 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep", nargs="+", default=["0.5", "0.25", "0.1"], help="budgets (default: 0.5 0.25 0.1)")
     parser.add_argument("--batch-size", type=int, default=32, help="questions per batch (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--clips", action="store_true", help="ask about clips instead of pictures")
+    about = parser.add_mutually_exclusive_group()
+    about.add_argument("--clips", action="store_true", help="ask about clips instead of pictures")
+    about.add_argument("--turns", action="store_true", help="ask a second question, on the cache of the first")
     parser.add_argument("--device", default="auto", help="a GPU if there is one (default: %(default)s)")
     given = parser.parse_args(arguments)
     methods = [m["name"] for m in vtprune.methods()] if given.methods is None else given.methods
@@ -147,7 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             task = progress.add_task(row.name, total=given.limit)
             return lambda n: progress.advance(task, n)
 
-        options = dict(limit=given.limit, seed=given.seed, batch_size=given.batch_size, clips=given.clips, on_row=show)
+        options = dict(limit=given.limit, seed=given.seed, batch_size=given.batch_size, on_row=show)
+        options |= dict(clips=given.clips, turns=given.turns)
         table = run_table(loaded.model, loaded.processor, rows, given.out, settings=settings, **options)
     Console().print(markdown(table), markup=False, soft_wrap=True)
 

@@ -13,9 +13,11 @@ from vtprune.evals.methods_data import read_tables
 from vtprune.evals.methods_plots import draw_group
 
 DOCS = Path(__file__).parents[2] / "docs"
-DOCUMENTS = sorted(path for kind in ("methods", "overheads") for path in (DOCS / "results").glob(f"{kind}-*.json"))
+DOCUMENTS = sorted(
+    path for kind in ("methods", "turns", "overheads") for path in (DOCS / "results").glob(f"{kind}-*.json")
+)
 SEARCHES = sorted((DOCS / "results").glob("search-*.json"))
-AGAIN = "run: python -m vtprune.evals.methods_page docs/methods.md docs/results/{methods,overheads,search}-*.json"
+AGAIN = "run: python -m vtprune.evals.methods_page docs/methods.md docs/results/{methods,turns,overheads,search}-*.json"
 
 
 def phase(overhead: float, significant: bool) -> dict[str, Any]:
@@ -60,6 +62,15 @@ TIMES = {
     "rows": {"todre keep=0.25": {"ttft": phase(1.25, True)}, "exit": {"ttft": phase(1.01, False)}},
 }
 CLIPS = {"settings": {**QUALITY["settings"], "about": "clips"}, "rows": QUALITY["rows"]}
+TURNS = {
+    "settings": {**QUALITY["settings"], "about": "turns"},
+    "rows": {
+        "unpruned": row(0.7),
+        "blank pictures": row(0.1),
+        "snapkv keep=0.25": row(0.6, 100, cache_bytes=0.4),
+        "random:place=cache keep=0.25": row(0.5, 100, cache_bytes=0.4),
+    },
+}
 OTHER = {"settings": {"model": "a", **SETTINGS}, "rows": {"unpruned": row(0.9), "blank pictures": row(0.1)}}
 
 
@@ -90,19 +101,18 @@ def test_tables_are_joined_and_ordered():
 
 
 def test_methods_below_random_stand_out():
-    tables = read_tables([QUALITY, TIMES, CLIPS], ["b"])
-    notes = {
-        "groups": [
-            {"title": "All", "about": "All.", "methods": ["todre", "exit", "globalcom2", "tome", "evs", "snapkv"]}
-        ]
-    }
-    lines = methods_page.text({**notes, "learnt": ["This."], "notes": {"todre": "Why."}}, tables).splitlines()
+    tables = read_tables([QUALITY, TIMES, CLIPS, TURNS], ["b"])
+    methods = ["todre", "exit", "globalcom2", "tome", "evs", "snapkv"]
+    groups = [{"title": "All", "about": "All.", "methods": methods, "views": []}]
+    lines = methods_page.text({"groups": groups, "learnt": ["This."], "notes": {"todre": "Why."}}, tables).splitlines()
     assert "- This." in lines
     assert "| b | 0.25 | 14 | 50 | 40.0 | **-20.0** | 1.50 | 1.25 |" in lines
     assert "| b | 0.25, tau=0.5,l_min=1 | 12 | 50 | 70.0 | +10.0 | - | - |" in lines
     assert "| b |  | 0 | 50 | 80.0 |  | 1.50 | 1.01 ~ |" in lines
-    assert "| b | 0.5 | 100 | 50 | - | 90.0 | +0.0 |" in lines
-    assert "| b | 0.25 | 100 | 50 | 40 | 90.0 | +30.0 |" in lines
+    assert "| b | 0.5 | 100 | 50 | - | 90.0 | +0.0 | - |" in lines
+    assert "| b | 0.25 | 100 | 50 | 40 | 90.0 | +30.0 | 60.0 |" in lines
+    assert any("answer 70.0 (b) of them" in line for line in lines)
+    assert not any(line.startswith("![") for line in lines)
     assert "**What was learnt.** Why." in lines
     assert "Refused on b, b, clips: no tiles; use hiprune." in lines
     assert "Refused on b at 0.1, b, clips at 0.1: keep must leave at least 8." in lines
@@ -111,10 +121,10 @@ def test_methods_below_random_stand_out():
 
 
 def test_plot(tmp_path):
-    tables = read_tables([QUALITY, CLIPS], ["b"])
+    tables = read_tables([QUALITY, CLIPS, TURNS], ["b"])
     for methods, views in (
         (["random", "todre", "exit", "evs"], ["tokens"]),
-        (["todre", "snapkv"], ["tokens", "cache"]),
+        (["todre", "snapkv"], ["tokens", "cache", "turns"]),
         (["evs"], ["tokens", "flops"]),
         ([], ["tokens"]),
     ):
@@ -128,9 +138,8 @@ def test_command_line(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(document))
     methods_page.main([str(tmp_path / name) for name in ("methods.md", "q.json", "t.json")])
     assert "### todre\n" in (tmp_path / "methods.md").read_text()
-    assert len(list((tmp_path / "plots").iterdir())) == len(
-        methods_page.read_notes(DOCS / methods_page.NOTES)["groups"]
-    )
+    drawn = [x for x in methods_page.read_notes(DOCS / methods_page.NOTES)["groups"] if x.get("views", ["tokens"])]
+    assert len(list((tmp_path / "plots").iterdir())) == len(drawn)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import json
 from collections import Counter
 
 import pytest
+import torch
 
 import vtprune
 from tests.evals.small import small_family
-from vtprune.evals import suite
+from vtprune.evals import suite, turns
 from vtprune.evals.clip_questions import CLIP_KINDS
 from vtprune.evals.clip_suite import questions_about_clips
 from vtprune.evals.export import export
@@ -18,6 +19,7 @@ from vtprune.evals.rows import Row, plan, run_row
 from vtprune.evals.suite import evaluate, scene_questions
 from vtprune.evals.table import main, run_table
 from vtprune.evals.train_family import RECIPES
+from vtprune.evals.turns import question_pairs
 
 
 def test_kinds_are_equally_frequent():
@@ -72,6 +74,42 @@ def test_clips_are_asked_about(name, tmp_path):
     table = run_table(model, processor, [Row(), Row(blank=True)], out, **options)
     assert table["settings"]["about"] == "clips"
     assert "| needle |" in out.with_suffix(".md").read_text()
+
+
+def test_second_questions_are_about_the_same_picture():
+    pairs = question_pairs(30)
+    assert len(pairs) == 30
+    assert all(a.seed == b.seed and a.question != b.question for a, b in pairs)
+    assert question_pairs(30)[:10] == question_pairs(10)
+
+
+@pytest.mark.parametrize("name", tuple(RECIPES))
+def test_second_questions_are_answered_as_in_the_whole_conversation(name, tmp_path, monkeypatch):
+    """What is fed to the kept cache is all that a run over the whole conversation would feed, and no answer differs."""
+    model, processor = small_family(name), RECIPES[name][0].build_processor()
+    (first, second), *_ = pairs = question_pairs(1)
+    conversation = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": first.question.text}]},
+        {"role": "assistant", "content": [{"type": "text", "text": first.question.answer.lower()}]},
+        {"role": "user", "content": [{"type": "text", "text": second.question.text}]},
+    ]
+    text = processor.apply_chat_template(conversation, add_generation_prompt=True)
+    inputs = processor(text=[text], images=[suite.scene_picture(first.seed)], return_tensors="pt")
+    with torch.no_grad():
+        whole = model.generate(**inputs, do_sample=False, max_new_tokens=16)
+    answers, seen = [], []
+    with monkeypatch.context() as patched:
+        patched.setattr(processor, "batch_decode", lambda ids, **_: answers.append(ids) or [""] * len(ids))
+        result = turns.evaluate_turns(model, processor, pairs, on_batch=seen.append)
+    assert torch.equal(answers[0][0], whole[0, inputs["input_ids"].shape[1] :])
+    assert seen == [1]
+    assert result == {"accuracy": 0.0, "n": 1, "by_kind": {second.question.kind: 0.0}}
+    rows = [Row(), Row(blank=True), Row("snapkv", 0.25)]
+    table = run_table(model, processor, rows, tmp_path / "t.json", settings={"model": name}, limit=5, turns=True)
+    assert table["settings"]["about"] == "turns"
+    assert table["rows"]["snapkv keep=0.25"]["cache_bytes"] < 1
+    with pytest.raises(ValueError, match="clips or turns"):
+        run_table(model, processor, rows, tmp_path / "u.json", settings={}, limit=5, turns=True, clips=True)
 
 
 def test_plan():
