@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import vtprune
+from vtprune.api import MethodLike
 from vtprune.evals.clip_suite import ClipQuestion, questions_about_clips
 from vtprune.evals.suite import SceneQuestion, by_shape, prompt_inputs, prompt_text, scene_questions, seen
 from vtprune.integrations import integrate
@@ -132,7 +133,7 @@ class Probe:
 
     def read(
         self,
-        chain: Sequence[str],
+        chain: Sequence[MethodLike],
         first: int = 0,
         last: int | None = None,
         on_batch: Callable[[int], None] | None = None,
@@ -148,7 +149,7 @@ class Probe:
         with vtprune.applied(self.model, list(chain)):
             return self._ask(first, last, on_batch, pruned=True)
 
-    def reports(self, chain: Sequence[Any], questions: int) -> list[Report]:
+    def reports(self, chain: Sequence[MethodLike], questions: int) -> list[Report]:
         """Reports of prefills of the first questions; see `read`."""
         reports = []
         with vtprune.applied(self.model, list(chain)), torch.inference_mode():
