@@ -219,7 +219,7 @@ Begin = tuple[float, float] | None
 
 def _bayesian(value: Value, highest: float, evaluations: int, begin: Begin, seed: int) -> None:
     optuna = check_optuna()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     starts = min(STARTS, evaluations)
     sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=starts)
     study = optuna.create_study(direction="maximize", sampler=sampler)
