@@ -42,8 +42,8 @@ def zipcache(case: Case) -> dict[str, Any]:
         own = [gather_rows(x[0], index[0]).transpose(0, 1).flatten(1)[None] for x in (k, v)]
         keys, values = quantise(own[0], width, "channel"), quantise(own[1], width, "token", scale=scale)
         level = Level(index, (keys, values))
-        level.put(KEYS, None, wholes[KEYS])
-        level.put(VALUES, scale, wholes[VALUES])
+        level.put(KEYS, None, wholes[KEYS], 0)
+        level.put(VALUES, scale, wholes[VALUES], 0)
         k_codes, v_codes = (unpack_codes(x.packed, x.bits, x.channels).long() for x in (keys, values))
         found |= {f"k_{name}_q": k_codes[None], f"k_{name}_min": keys.low[None], f"k_{name}_scale": keys.step[None]}
         found |= {f"v_{name}_q": v_codes, f"v_{name}_min": values.low, f"v_{name}_step": values.step}

@@ -55,12 +55,13 @@ class Level:
     index: Tensor
     held: tuple[Codes | Tensor, Codes | Tensor]
 
-    def put(self, which: int, scale: Tensor | None, out: Tensor) -> None:
-        """Write its keys or values to their places in `out`, (rows, heads, entries, dim)."""
-        held = self.held[which]
+    def put(self, which: int, scale: Tensor | None, out: Tensor, start: int) -> None:
+        """Write its keys or values to their places behind `start` in `out`, (rows, heads, entries, dim), contiguous."""
+        held, (rows, heads, entries, dim) = self.held[which], out.shape
         whole = dequantise(held, scale) if isinstance(held, Codes) else held
-        here = whole.unflatten(2, (out.shape[1], -1)).transpose(1, 2)
-        out.scatter_(2, self.index.long()[..., None].expand_as(here), here)
+        first = torch.arange(start, rows * heads * entries, entries, device=out.device).view(rows, 1, heads)
+        at = first + self.index.transpose(1, 2)  # (rows, n, heads), as the numbers lie
+        out.view(-1, dim).index_copy_(0, at.flatten(), whole.view(-1, dim))
 
     def tensors(self) -> list[Tensor]:
         """All that takes memory."""
@@ -135,13 +136,13 @@ class Block:
             levels.append(Level(at.to(torch.int16 if length < 2**15 else torch.int32), held))
         return Block(length, tuple(levels), scale, any(max(own) != min(own) for own in most))
 
-    def put(self, which: int, out: Tensor) -> None:
-        """Write its keys or values to the first places of `out`, (rows, heads, entries, dim); nothing on padding.
+    def put(self, which: int, out: Tensor, start: int) -> None:
+        """Write its keys or values to `out`, (rows, heads, entries, dim), from `start` on; nothing on padding.
 
         Where rows have different numbers of entries in a level, the place behind the last one is overwritten, too.
         """
         for level in self.levels:
-            level.put(which, self.scale if which == VALUES else None, out)
+            level.put(which, self.scale if which == VALUES else None, out, start)
 
     def tensors(self) -> list[Tensor]:
         """All that takes memory."""
@@ -197,7 +198,7 @@ class PackedLayer(VisualCacheLayer):
         whole = last.new_zeros(*last.shape[:2], entries + spare, last.shape[3])
         start = 0
         for block in self.blocks:
-            block.put(which, whole[:, :, start:])
+            block.put(which, whole, start)
             start += block.length
         whole[:, :, start:entries] = last
         return whole[:, :, :entries]
