@@ -9,7 +9,8 @@ Differs from the paper in: only visual entries are rounded, unless `text=True`; 
 behind the last picture are the probes, and see all of it; sums are divided by the number of probes that see an entry,
 as the paper has it (`divisor="length"`: as the code does); what was rounded stays as it is while the cache grows, where
 the code rounds everything again with every block (`again=True`); rows of a batch have ranges of their own.
-Whole keys and values are made from the codes at every call and layer: memory is saved, time is not.
+Whole keys and values are made from the codes in every layer and call: memory is saved, while decoding takes about twice
+as long (tiny-llava, CPU).
 """
 
 from __future__ import annotations
