@@ -14,7 +14,7 @@ from tests.engine.conftest import EAGER
 from tests.families import FAMILIES, IMAGE, VIDEO
 from tests.reference import NEVER, Decisions, bare_run, decisions, feeding, positions_of, whole
 from vtprune.methods import Keep, Method, Place, Stage
-from vtprune.methods._entries import age, best
+from vtprune.methods._entries import age, best, received
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
 KINDS = [(name, "sdpa") for name in FAMILIES] + [(name, "eager") for name in EAGER] + [("internvl", "vtprune")]
@@ -268,6 +268,26 @@ def test_what_is_shown():
     assert shown.query_valid.sum(1).tolist() == [8, 1]
     assert shown.query_at[:, -1].tolist() == [shown.keys.shape[2] - 1] * 2
     assert shown.queries.shape[1:3] == (4, 8)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", EAGER)
+@pytest.mark.parametrize("signal", ["closing_queries", "all_queries"])
+def test_queries_and_keys_are_those_of_the_attention(name, signal):
+    """Attention computed from what is shown equals the maps of eager attention, layer by layer, padding included."""
+    family = FAMILIES[name]
+    rows = [family.row(5, IMAGE, 7), family.row(2, IMAGE, 3, IMAGE, 2, seed=3)]
+    x = family.inputs(*rows)
+    maps = family.model("eager")(**x, output_attentions=True).attentions
+    toy = Toy(layers=(0, 1, 2, 3, 4), signal=signal)
+    with vtprune.applied(family.model(), toy) as model:
+        model(**x)
+    for entries in toy.seen:
+        total = torch.zeros(entries.keys.shape[:3])
+        for r in range(len(rows)):
+            asking = entries.query_at[r] if entries.query_valid is None else entries.query_at[r][entries.query_valid[r]]
+            total[r] = maps[entries.layer][r][:, asking].unflatten(0, (2, -1)).sum((1, 2))
+        torch.testing.assert_close(received(entries), total, **CLOSE)
 
 
 def refusal(*methods):
