@@ -36,7 +36,7 @@ class Composite(Rule):
         return super().given(layer) if some else ~self.visual
 
     def channels(self, layer, most):
-        return torch.where(self.visual & (layer >= self.layer and self.update == "none"), 0, most)
+        return torch.where(self.visual & (layer >= self.layer and self.update == "frozen"), 0, most)
 
 
 class Fewer(Rule):
@@ -99,14 +99,14 @@ def cells_of(model, row, report):
 CASES = [
     ("ee_mllm", Composite, dict(layer=0)),
     ("ee_mllm", Composite, dict(layer=2, update="vo")),
-    ("ee_mllm", Composite, dict(layer=1, update="none")),
+    ("ee_mllm", Composite, dict(layer=1, update="frozen")),
     ("ee_mllm", Composite, dict(layer=1, prefix=True)),
     ("yopo", Fewer, dict(layer=3, window=3, heads=HEADS, silent=True, mlp=2, layer_softmax="zero")),
     ("yopo", Fewer, dict(layer=0, window=1, mlp=4, layer_softmax="zero")),
     ("yopo", Fewer, dict(layer=4, heads=HEADS, layer_softmax="zero")),
     ("yopo", Fewer, dict(layer=5, heads=HEADS, window=3, head_softmax="renormalise")),
 ]
-IDS = ["ffn", "vo", "none", "prefix", "llava", "itself", "heads", "renormalised"]
+IDS = ["ffn", "vo", "frozen", "prefix", "llava", "itself", "heads", "renormalised"]
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +194,6 @@ def test_flops_are_those_of_the_products(models):
     query, products, mlp = 2 * 48 * 48, 4 * n * (n + text) * 48, 2 * 3 * 48 * 64
     assert saved("ee_mllm", layer=2) == 3 * (2 * n * query + products)
     assert saved("ee_mllm", layer=2, update="vo") == 3 * (n * query + products)
-    assert saved("ee_mllm", layer=4, update="none") == 2 * n * query + products + n * mlp
+    assert saved("ee_mllm", layer=4, update="frozen") == 2 * n * query + products + n * mlp
     assert saved("yopo", layer=5, mlp=4) == 5 * n * mlp * 3 // 4
     assert saved("yopo", layer=5, heads=HEADS[:1] * 4 + ((1,),), silent=True) == products * 3 // 4

@@ -39,7 +39,7 @@ def test_layers(layer, first):
     (attention,) = build_method("ee_mllm", {"layer": layer}).stages(INFO)
     assert attention.layers == tuple(range(first, 32))
     assert not attention.signals
-    places = [s.place for s in build_method("ee_mllm", {"layer": layer, "update": "none"}).stages(INFO)]
+    places = [s.place for s in build_method("ee_mllm", {"layer": layer, "update": "frozen"}).stages(INFO)]
     assert places == [Place.ATTENTION, Place.MLP]
 
 
@@ -47,7 +47,7 @@ def test_layers(layer, first):
     ("parameters", "message"),
     [
         ({"layer": 32}, "layer must be a layer from 0 to 31 of this model, got 32"),
-        ({"update": "all"}, "update must be one of 'ffn', 'vo', 'none', got 'all'"),
+        ({"update": "all"}, "update must be one of 'ffn', 'vo', 'frozen', got 'all'"),
         ({"update": "vo", "prefix": True}, "prefix=True needs update='ffn'"),
     ],
 )

@@ -32,7 +32,7 @@ from vtprune.methods.base import (
 )
 from vtprune.methods.registry import register
 
-Update = Literal["ffn", "vo", "none"]
+Update = Literal["ffn", "vo", "frozen"]
 
 
 @register("ee_mllm")
@@ -46,7 +46,7 @@ class EEMLLM(Method):
     cost = "none"
 
     layer: int | None = None  # first layer in which visual tokens do not ask, >= 0; None: half of the layers
-    update: Update = "ffn"  # of visual tokens: "ffn" (MLP), "vo" (their own value, then MLP) or "none" (frozen)
+    update: Update = "ffn"  # of visual tokens: "ffn" (MLP), "vo" (their own value, then MLP) or "frozen" (nothing)
     prefix: bool = False  # let visual tokens attend to the text before them; with update="ffn"
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class EEMLLM(Method):
         layers = tuple(range(check_layer("layer", first, 0, model.decoder_layers - 1), model.decoder_layers))
         signals = frozenset({"cells"} if self.prefix else ())
         found = [Stage(Place.ATTENTION, self.attend, layers, signals, decodes=self.prefix)]
-        return found if self.update != "none" else [*found, Stage(Place.MLP, text_only, layers)]
+        return found if self.update != "frozen" else [*found, Stage(Place.MLP, text_only, layers)]
 
     def attend(self, slots: LayerSlots) -> Attend | None:
         """Text attends as ever; visual tokens to themselves, to the text before them, or to nothing."""
