@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from tests.methods.inputs import router_file
 from vtprune.methods import get_method, method_names
 
 SPECIAL = {
     "dymu": {"thresholds": 0.3},
+    "dyvte": {"routers": router_file(layers=5, width=48)},
     "exit": {"layer": 3},
     "fastv": {"layer": 2, "keep": 0.3},
     "holitom": {"keep": 0.3, "tau": 0.0},  # random frames are not alike

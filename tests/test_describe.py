@@ -23,7 +23,7 @@ def test_every_method_says_what_it_does_and_costs(name):
     assert all(sentence.endswith(".") for sentence in sentences)
     assert said["cost"], "the class attribute `cost` is missing"
     assert set(re.findall(r"\b[A-Z]\b", said["cost"])) <= set(LETTERS)
-    assert said["signals"]
+    assert said["signals"] or said["needs_training"], "without what it was trained to do it has no stages"
     assert set(said["about_parameters"]) == set(said["parameters"]), "parameters want a comment with unit and range"
     assert bool(said["arxiv"]) == bool(said["paper"])
     assert (said["code"] is not None or said["differs"] is not None) >= bool(said["paper"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
+from pathlib import Path
 from typing import get_args
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vtprune.engine.merging import Running
@@ -246,3 +249,18 @@ def layer_slots(
             slot[:, :text] if rows else slot[:, :0],
         ),
     )
+
+
+def router_file(layers: int, width: int) -> str:
+    """Path of a file with random routers for a decoder of so many layers; it is made once per process."""
+    path = Path(FILES.name) / f"routers-{layers}-{width}.safetensors"
+    if not path.exists():
+        g = torch.Generator().manual_seed(1)
+        w1 = torch.randn(layers, 8, 2 * width, generator=g)
+        save_file({"w1": w1, "w2": torch.randn(layers, 2, 8, generator=g)}, path)
+    return str(path)
+
+
+FILES = tempfile.TemporaryDirectory()
+REQUIRED = {"dyvte": {"routers": router_file(INFO.decoder_layers, 16)}}
+"""Parameters without which a method refuses to work, for `INFO`."""

@@ -8,11 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.methods.inputs import INFO, cache_entries, encoder_tokens, followed, one_of, pictures, row, visual_tokens
+from tests.methods.inputs import (
+    INFO,
+    REQUIRED,
+    cache_entries,
+    encoder_tokens,
+    followed,
+    one_of,
+    pictures,
+    row,
+    visual_tokens,
+)
 from vtprune.budget import token_count
 from vtprune.engine.merging import Running
 from vtprune.methods import Group, Keep, ModelInfo, Place, Replace, Stage, Store, build_method, get_method, method_names
-from vtprune.methods.base import EncoderSignal
+from vtprune.methods.base import EncoderSignal, Method
 
 METHODS = method_names()
 WITH_KEEP = [n for n in METHODS if any(f.name == "keep" for f in dataclasses.fields(get_method(n)))]  # type: ignore[arg-type]
@@ -45,7 +55,11 @@ def acting(place: Place, names: list[str] = METHODS) -> list[str]:
 
 
 def stages(name: str, place: Place, **parameters: object) -> list[Stage]:
-    return [s for s in build_method(name, parameters).stages(INFO) if s.place is place]
+    return [s for s in made(name, **parameters).stages(INFO) if s.place is place]
+
+
+def made(name: str, **parameters: object) -> Method:
+    return build_method(name, {**REQUIRED.get(name, {}), **parameters})
 
 
 def attention(rows: int = 3, tokens: int = 20) -> Tensor:
@@ -55,7 +69,7 @@ def attention(rows: int = 3, tokens: int = 20) -> Tensor:
 @pytest.mark.parametrize("name", METHODS)
 def test_describes_itself(name: str) -> None:
     cls = get_method(name)
-    method = build_method(name, {})
+    method = made(name)
     assert cls.kind in {"pruning", "merging", "frequency", "exit", "sparse", "cache", "baseline"}
     assert cls.paper or cls.kind in {"baseline", "exit"}
     assert cls.__module__.rpartition(".")[2] == name
@@ -76,8 +90,8 @@ def test_describes_itself(name: str) -> None:
         assert all(0 <= layer < last for layer in stage.layers)
         assert bool(stage.layers) == (stage.place is not Place.ENCODER_OUTPUT)
         assert stage.place is not Place.DECODER_LAYER or 0 not in stage.layers or not stage.signals & BEHIND
-    assert method == build_method(name, {})
-    assert hash(method) == hash(build_method(name, {}))
+    assert method == made(name)
+    assert hash(method) == hash(made(name))
     with pytest.raises(dataclasses.FrozenInstanceError):
         method.positions = "original"  # type: ignore[attr-defined]
 
@@ -90,11 +104,15 @@ def test_only_methods_that_let_tokens_leave_the_prompt_have_a_position_rule() ->
 @pytest.mark.parametrize("name", WITH_POSITIONS)
 @pytest.mark.parametrize("positions", ["original", "compact"])
 def test_position_rule_reaches_the_stages(name: str, positions: str) -> None:
-    assert {s.positions for s in build_method(name, {"positions": positions}).stages(INFO)} == {positions}
+    assert {s.positions for s in made(name, positions=positions).stages(INFO)} == {positions}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_fits_small_and_large_models(name: str) -> None:
+    if name in REQUIRED:
+        with pytest.raises(ValueError, match=f"{name} needs"):
+            build_method(name, {}).stages(INFO)
+        return
     for layers in (2, 3, 5, 80):
         blocks = tuple(range(layers))
         model = ModelInfo("x", layers, layers, False, 576, attention_blocks=blocks, scored_block=layers - 1)
