@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -334,3 +336,15 @@ def test_wrong_decisions(decide, message):
     with vtprune.applied(family.model(), Fixed(Stage(Place.CACHE, decide, (1,)))) as model:  # noqa: SIM117
         with pytest.raises((ValueError, TypeError), match=message):
             model(**family.inputs(family.row(5, IMAGE, 7)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chain", [["divprune:keep=0.5"], ["fastv:layer=2,keep=0.5", "h2o:keep=0.5"]], ids=len)
+def test_nobody_holds_the_cache_of_a_finished_request(chain):
+    family = FAMILIES["llava-clip"]
+    with vtprune.applied(family.model(), chain) as model:
+        cache = answer(model, family.inputs(family.row(5, IMAGE, 7)), 3)[2]
+        held = [weakref.ref(layer) for layer in cache.layers]
+        del cache
+        gc.collect()
+        assert [layer() for layer in held] == [None] * 5

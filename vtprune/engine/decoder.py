@@ -59,6 +59,7 @@ class DecoderStep:
         self.sharing: Sharing | None = None
         self.skipping: Skipping | None = None
         self.whole: tuple[Short, Tensor, Any] | None = None  # in a layer that tokens pass by: what there is beside it
+        self.eviction: Any = None  # what the stages at the cache do, see `vtprune.engine.eviction`
         self.events: list[Event] = []
         self.memory: dict[str, Any] = {}
         self.signals = Signals(integration, chain.attention_stages)
@@ -353,6 +354,7 @@ class DecoderStep:
 
     def leave(self, output: Any) -> Any:
         """Give the caller its own cache back."""
+        self.eviction = None  # it leads back here, and so would keep the cache
         cache = getattr(output, "past_key_values", None)
         if isinstance(cache, PhysicalCache):
             output["past_key_values"] = cache.logical

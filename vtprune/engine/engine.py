@@ -29,6 +29,7 @@ from vtprune.engine.logits import keep_logits, surviving_labels
 from vtprune.engine.neurons import NeuronHooks
 from vtprune.engine.reporting import Prefill
 from vtprune.engine.sharing import Sharing, SharingHooks
+from vtprune.engine.slots import Slots
 from vtprune.engine.turns import before_turn
 from vtprune.integrations.base import EncoderCall, Integration, Kind
 from vtprune.methods.base import Observation
@@ -45,7 +46,7 @@ class _Local(threading.local):
         self.on_host: dict[str, Tensor] = {}  # copies of its token ids and its mask, if it was given pictures
         self.runs: dict[Kind, EncoderRun] = {}  # what that call encoded, or was given
         self.step: DecoderStep | None = None  # during a call of the language model
-        self.finished: DecoderStep | None = None  # the last one, for the loss
+        self.finished: Slots | None = None  # what the last one left, for the loss
         self.logits_to_keep: Tensor | None = None
         self.prefill: Prefill | None = None
 
@@ -293,7 +294,7 @@ class Engine:
         step, local.step = local.step, None
         if step is None or output is None:
             return None
-        local.finished = step
+        local.finished = step.slots
         if step.layout is not None:
             local.prefill = self.latest = Prefill(self.integration, self.chain, step)
         if local.logits_to_keep is not None:
@@ -352,9 +353,9 @@ class Engine:
 
     def _loss(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def loss(logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Any:
-            step = self.local.finished
-            if step is not None and isinstance(labels, Tensor):
-                labels = surviving_labels(labels, step.slots)
+            slots = self.local.finished
+            if slots is not None and isinstance(labels, Tensor):
+                labels = surviving_labels(labels, slots)
             return original(logits, labels, *args, **kwargs)
 
         return loss

@@ -9,7 +9,6 @@ implementation works. Rows and layers may keep different numbers.
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -333,7 +332,6 @@ class EvictionHooks:
         for stage in chain.cache_stages:
             for layer in () if stage.stage.late else stage.layers:
                 self.stages.setdefault(layer, []).append(stage)
-        self.local = threading.local()
 
     def attach(self, before: Callable[..., None], after: Callable[..., None]) -> None:
         """Put the hooks on their modules; `before` and `after` register one before a module's forward, and behind.
@@ -356,10 +354,9 @@ class EvictionHooks:
     def _eviction(self) -> Eviction | None:
         """What belongs to the call that is under way."""
         step = self.step()
-        eviction: Eviction | None = getattr(self.local, "eviction", None)
-        if eviction is None or eviction.step is not step:
-            self.local.eviction = eviction = None if step is None else Eviction(self.integration, step)
-        return eviction
+        if step is not None and step.eviction is None:
+            step.eviction = Eviction(self.integration, step)
+        return None if step is None else step.eviction
 
     def _attended(self, layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
