@@ -183,8 +183,8 @@ class Eviction:
             return
         end = step.past + (step.original_length if stage.stage.text or step.layout is None else step.layout.end)
         if isinstance(decision, Store):
-            visual = None if ran.shown is None else ran.shown.visual.to(device)
-            store(step, stage, ran.layer, decision, candidate, there, visual, end)
+            slots = None if ran.shown is None else ran.shown.visual.to(device)
+            store(step, stage, ran.layer, decision, candidate, there, slots, end)
             return
         if not isinstance(decision, Keep) or decision.mix is not None:
             raise TypeError(

@@ -12,7 +12,7 @@ from vtprune.engine.chain import ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.eviction import Eviction
 from vtprune.integrations.base import Integration
-from vtprune.methods.base import CacheEntries
+from vtprune.methods.base import CacheEntries, Keep
 
 
 @torch.no_grad()
@@ -62,6 +62,9 @@ def _act(eviction: Eviction, stage: ChainStage, layer: int) -> None:
             coming=step.original_length,
         )
     )
-    if decision is not None:
-        keep = (decision.mask.to(device) | ~candidate) & there[:, None]
-        eviction.evict(stage, layer, keep, there, step.past)
+    if decision is None:
+        return
+    if not isinstance(decision, Keep) or decision.keys is not None or decision.values is not None:
+        raise TypeError(f"{stage.method}: before a further turn a stage must return a plain Keep, got {decision!r}.")
+    keep = (decision.mask.to(device) | ~candidate) & there[:, None]
+    eviction.evict(stage, layer, keep, there, step.past)
