@@ -28,6 +28,7 @@ Sampler = Literal["gp", "sobol"]
 
 STEEPNESS = (1.0, 60.0)
 FLOOR = 0.2
+USUAL = 8.0
 STARTS = 8
 
 
@@ -128,7 +129,7 @@ def psigmoid(
         evaluations: How often the metric is asked, >= 1.
         sampler: "gp": a Gaussian process (Matern 5/2) with expected improvement, after a few random candidates; needs
             optuna. "sobol": quasi-random candidates, without a library.
-        start: A schedule, of `gsearch` say, whose nearest sigmoid is tried first.
+        start: A schedule, of `gsearch` say, whose nearest sigmoid is tried first; then, and else at first, a usual one.
         first: The first layer that may get fewer tokens, >= 1.
         within: Layers that differ by less are cut together, and measured so; see `Schedule.merged`.
         seed: Of the candidates.
@@ -158,10 +159,10 @@ def psigmoid(
         tried.append((known[rates], one))
         return known[rates]
 
-    begin = None
+    begin = [(USUAL, 0.0)]
     if start is not None:
         steepness, _, floor = fitted_sigmoid(start.rates, whole=first)
-        begin = steepness, min(floor, highest)
+        begin.insert(0, (min(max(steepness, STEEPNESS[0]), STEEPNESS[1]), min(floor, highest)))
     ask = _bayesian if sampler == "gp" else _quasi_random
     ask(value, highest, evaluations, begin, seed)
     best, one = max(tried, key=lambda x: x[0])  # of equal ones the first
@@ -214,7 +215,7 @@ def _highest_floor(budget: float, layers: int, measure: Measure, first: int) -> 
 
 
 Value = Callable[[float, float], float]
-Begin = tuple[float, float] | None
+Begin = list[tuple[float, float]]
 
 
 def _bayesian(value: Value, highest: float, evaluations: int, begin: Begin, seed: int) -> None:
@@ -223,9 +224,8 @@ def _bayesian(value: Value, highest: float, evaluations: int, begin: Begin, seed
     starts = min(STARTS, evaluations)
     sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=starts)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    if begin is not None:
-        first = {"steepness": min(max(begin[0], STEEPNESS[0]), STEEPNESS[1])}
-        study.enqueue_trial({**first, "floor": begin[1]} if highest > 0 else first)
+    for steepness, floor in begin:
+        study.enqueue_trial({"steepness": steepness, **({"floor": floor} if highest > 0 else {})})
 
     def objective(trial: Any) -> float:
         steepness = trial.suggest_float("steepness", *STEEPNESS, log=True)
@@ -238,8 +238,7 @@ def _quasi_random(value: Value, highest: float, evaluations: int, begin: Begin, 
     import torch
 
     points = torch.quasirandom.SobolEngine(2, scramble=True, seed=seed).draw(evaluations, dtype=torch.float64)
-    asked = [begin] if begin is not None else []
     low, high = map(math.log, STEEPNESS)
-    asked += [(math.exp(low + x * (high - low)), y * highest) for x, y in points.tolist()]
+    asked = begin + [(math.exp(low + x * (high - low)), y * highest) for x, y in points.tolist()]
     for steepness, floor in asked[:evaluations]:
         value(steepness, floor)
