@@ -7,7 +7,8 @@ the end of the prompt scores them once, and the others leave the cache.
 
 With dense kernels, reading saves bytes while decoding: of all visual keys and values only the dominant dimensions of
 the keys are read, from a copy in which they lie side by side, and the chosen entries in full. Memory grows by that
-copy, and the prefill stays what it was. Evicting saves memory and bytes; its scores cost less than attention would.
+copy, and the prefill stays what it was. With 576 entries scoring takes longer than reading all of them. Evicting saves
+memory and bytes; its scores cost less than attention would.
 
 Paper: "FASA: Frequency-Aware Sparse Attention", arXiv 2602.03152. No authors' code was found.
 Differs from the paper in: only its abstract was available, so this is FASA-like, no reproduction. Ours are: agreement

@@ -6,7 +6,8 @@ layer, and the next head, sees all tokens again; nothing leaves.
 
 With dense kernels this saves attention products in the prefill: a head that keeps a share s of the tokens computes s^2
 of them. Projections, MLPs and the cache stay what they were; gathering repeats the keys and values of grouped queries.
-Products are a small part of the work below some thousand tokens, where gathering costs more than it saves.
+On one CPU core the attention of a layer took a quarter less time at 576 visual tokens and keep=0.25, choosing included,
+and a fifth of the time at 4,096; but of the whole prefill, attention is a small part below some thousand tokens.
 
 Paper: "Token Sparse Attention: Efficient Long-Context Inference with Interleaved Token Selection", arXiv 2602.03216.
 Authors' code: github.com/dongwonjo/Token-Sparse-Attention.
