@@ -59,10 +59,13 @@ def test_a_window_makes_a_band_of_products_only():
 
 def test_heads_that_see_no_picture():
     slots = layer_slots(text=5, rows=2, columns=3, behind=4, heads=4, kv_heads=2)
-    text, visual, blind_text, blind = decided(slots, heads=HEADS, layer=7)
-    assert (text.heads, visual.heads, blind_text.heads, blind.heads) == ((1, 3), (1, 3), (0, 2), (0, 2))
-    assert torch.equal(blind_text.lost, slots.visual_entries)
+    seeing, blind = decided(slots, heads=HEADS, layer=7)
+    assert (seeing.heads, seeing.slots, blind.heads, blind.slots) == ((1, 3), None, (0, 2), None)
     assert torch.equal(blind.lost, slots.visual_entries)
+    text, visual, *blind = decided(slots, heads=HEADS, layer=7, window=3)
+    assert [x.heads for x in (text, visual, *blind)] == [(1, 3), (1, 3), (0, 2), (0, 2)]
+    assert torch.equal(blind[0].slots, text.slots)
+    assert all(torch.equal(x.lost, slots.visual_entries) for x in blind)
     *_, blind_text = decided(slots, heads=HEADS, layer=7, silent=True)
     assert blind_text.heads == (0, 2)
     assert torch.equal(blind_text.slots[:, 0], slots.text)

@@ -115,14 +115,17 @@ class YOPO(Method):
         if not slots.visual.shape[1]:  # decoding, or a turn without pictures
             return Attend((*_in(sees, Part()), *_blind_text(others, Part(), slots, softmax))) if others else None
         asking = tuple(h for h in others if h in table or not self.silent)
-        text, visual = Part(slots.text[:, None]), Part(slots.visual[:, None])
-        if self.window is not None:
-            visual = self._window(slots, self.window)
-        parts = [*_in(sees, text), *_in(sees, visual, slots), *_blind_text(others, text, slots, softmax)]
+        text = Part(slots.text[:, None])
+        # All slots are one part where they can be: a kernel for causal attention does half the work.
+        everyone = (Part(),) if self.window is None else (text, self._window(slots, self.window))
+        parts = [x for part in everyone for x in _in(sees, part, slots)]
         if softmax == "zero":
-            parts += _in(asking, dataclasses.replace(visual, lost=slots.visual_entries), slots)
-        else:
-            parts += _in(asking, _text_only(slots.visual, *text_before(slots), slots), slots)
+            mute = tuple(h for h in others if h not in asking)
+            losing = [dataclasses.replace(part, lost=slots.visual_entries) for part in everyone]
+            parts += [x for part in losing for x in _in(asking, part, slots)]
+            return Attend((*parts, *_blind_text(mute, text, slots, softmax)))
+        parts += _blind_text(others, text, slots, softmax)
+        parts += _in(asking, _text_only(slots.visual, *text_before(slots), slots), slots)
         return Attend(tuple(parts))
 
     def _window(self, slots: LayerSlots, side: int) -> Part:
