@@ -348,3 +348,14 @@ def test_nobody_holds_the_cache_of_a_finished_request(chain):
         del cache
         gc.collect()
         assert [layer() for layer in held] == [None] * 5
+
+
+@torch.no_grad()
+def test_histories_of_layers_that_tokens_pass_by_have_a_leader():
+    """One of two layers with the same history gets one of its own; the other has to lead what was theirs."""
+    family = FAMILIES["llava-clip"]
+    rows = [family.row(5, IMAGE, 7, seed=1), family.row(2, IMAGE, 3, seed=3)]
+    passing = ("showui", {"keep": 0.3, "threshold": 70.0, "skip_layers": (1, 3)})
+    with vtprune.applied(family.model(), [passing, Toy(layers=(1,))]) as model:
+        layers = answer(model, family.inputs(*rows), 2)[2].layers
+        assert all(any(x.leads and x.rows is layer.rows for x in layers) for layer in layers)

@@ -332,8 +332,8 @@ def link_rows(cache: Cache, rows: list[Rows], methods: str) -> None:
     if not is_visual(cache):
         adopt(cache, len(rows), methods)
     layers: Any = cache.layers
-    for cached, own in zip(layers, rows, strict=True):
-        cached.rows = own
+    for i, (cached, own) in reversed(list(enumerate(zip(layers, rows, strict=True)))):
+        cached.rows, own.leader = own, i  # the first of its layers is left standing
 
 
 def adopt(cache: Cache, layers: int, methods: str) -> None:
