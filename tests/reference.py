@@ -105,7 +105,7 @@ def decisions(model: Any, row: Row, number: int = 0) -> Decisions:
     report = vtprune.report(model)
     chain = vtprune.api._engines[model].chain
     inside = [x for x in chain.stages if x.stage.place in (Place.ATTENTION, Place.MLP)]
-    frozen = {x.method for x in inside} == {"ee_mllm"} and any(vars(x).get("update") == "none" for x in chain.methods)
+    frozen = {x.method for x in inside} == {"ee_mllm"} and any(vars(x).get("update") == "frozen" for x in chain.methods)
     if chain.acts_inside and not frozen:
         pytest.skip("computes less inside decoder layers; tests/engine/test_sparse_methods.py has a loop of its own")
     visual = row.visual.nonzero().squeeze(1)

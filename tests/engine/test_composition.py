@@ -20,7 +20,7 @@ PLACES = {
     "encoder layer": ("tome", {"keep": 0.6}),
     "encoder output": ("divprune", {"keep": 0.6}),
     "decoder layer": ("fastv", {"layer": 2, "keep": 0.5}),
-    "decoder attention": ("ee_mllm", {"layer": 3, "update": "none"}),
+    "decoder attention": ("ee_mllm", {"layer": 3, "update": "frozen"}),
     "decoder cache": ("snapkv", {"keep": 0.5}),
 }
 ANY_SIZE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

@@ -40,7 +40,7 @@ CHAINS = {
     "merged": [Halving(), "random:keep=0.6", "exit:layer=4"],
     "merged behind": [Halving(after=True), "exit:layer=4"],
     "less work": ["random:keep=0.6", "ee_mllm:layer=2"],
-    "no work": ["random:keep=0.6", "ee_mllm:layer=1,update=none"],
+    "no work": ["random:keep=0.6", "ee_mllm:layer=1,update=frozen"],
     "narrow": ["yopo:layer=4,mlp=4"],
     "smaller": ["resize:keep=0.5", "random:keep=0.6", "exit:layer=4"],
 }
