@@ -69,7 +69,10 @@ class Level:
 
     def map(self, each: Map) -> Level:
         """The same with every tensor changed."""
-        keys, values = (Codes(*map(each, x[:3]), *x[3:]) if isinstance(x, Codes) else each(x) for x in self.held)
+        keys, values = (
+            x._replace(packed=each(x.packed), low=each(x.low), step=each(x.step)) if isinstance(x, Codes) else each(x)
+            for x in self.held
+        )
         return Level(each(self.index), (keys, values))
 
 

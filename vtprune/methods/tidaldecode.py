@@ -63,7 +63,10 @@ class TidalDecode(Method):
         choosing = {first, check_layer("second", second, first, last)}
 
         def decide(slots: LayerSlots) -> Attend | None:
-            return self.choose(slots) if slots.layer in choosing else self.follow(slots)
+            if slots.layer not in choosing:
+                return self.follow(slots)
+            self.choose(slots)
+            return None
 
         asked = frozenset({"queries_keys_values"})
         return [Stage(Place.ATTENTION, decide, tuple(range(first, last + 1)), asked, decodes=True, alike="layers")]
