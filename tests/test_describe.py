@@ -10,7 +10,7 @@ import pytest
 
 import vtprune
 from vtprune.describe import ALWAYS_THERE, LETTERS, OF_BLOCKS, WORDS, comments, describe_lines, does, facts
-from vtprune.engine.chain import SIGNALS
+from vtprune.engine.chain_stage import SIGNALS
 from vtprune.methods import Method, Place, Stage, get_method, method_names
 from vtprune.methods.base import EncoderSignal
 

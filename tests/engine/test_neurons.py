@@ -164,4 +164,6 @@ def test_refusals():
     with pytest.raises(ValueError, match="the last of neuron_layers must be a layer from 0 to 4"):
         vtprune.apply(tiny_llava(), "corematching", neurons=True, neuron_layers=(1, 5))
     with pytest.raises(ValueError, match="corematching chooses neurons of layer 3, whose MLP ee_mllm lets run"):
-        vtprune.apply(tiny_llava(), ["corematching:layer=1,neurons=True", ("ee_mllm", {"update": "none", "layer": 3})])
+        vtprune.apply(
+            tiny_llava(), ["corematching:layer=1,neurons=True", ("ee_mllm", {"update": "frozen", "layer": 3})]
+        )

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from vtprune.engine.chain_stage import ChainStage
 from vtprune.methods.base import Place
-
-if TYPE_CHECKING:
-    from vtprune.engine.chain import ChainStage
 
 
 def check_alike(stages: Sequence[ChainStage]) -> None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from vtprune.engine.cache import Record, VisualCacheLayer, is_visual
-from vtprune.engine.chain import Chain, ChainStage
+from vtprune.engine.chain import Chain
+from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.interception import Intercepted, dropout_of, missed
 from vtprune.engine.parts import attend

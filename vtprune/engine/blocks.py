@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vtprune.attention import NAME, Request, request, take
 from vtprune.engine.calls import call_arguments
-from vtprune.engine.chain import Chain, ChainStage
+from vtprune.engine.chain import Chain
+from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.encoder import EncoderRun
 from vtprune.engine.patches import Seen
 from vtprune.integrations.base import EncoderBlock, Integration

@@ -2,123 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 from collections.abc import Sequence
 
-from vtprune.engine.alike import check_alike
+from vtprune.engine.chain_checks import check_together
+from vtprune.engine.chain_stage import ChainStage
+from vtprune.engine.stage_checks import check_stage
 from vtprune.integrations.base import Integration
-from vtprune.methods.base import (
-    Decide,
-    EncoderSignal,
-    Method,
-    ModelInfo,
-    Observation,
-    Place,
-    Positions,
-    Stage,
-    check_layer,
-)
-
-BEHIND = ("last_query", "text_queries")
-"""Query rows whose attention in the decoder layer before can be asked for."""
-AHEAD = ("last_query_ahead", "text_queries_ahead")
-"""The same in the layer that is about to run."""
-
-STATES = ("hidden", "text", "closing_text", "prediction")
-"""What can be asked of the hidden states at the layer's input."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ChainStage:
-    """A stage together with the name of the method that it belongs to, and the position rule on this model."""
-
-    method: str
-    stage: Stage
-    rule: Positions
-
-    @property
-    def decide(self) -> Decide:
-        return self.stage.decide
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return self.stage.layers
-
-    @property
-    def signals(self) -> frozenset[str | EncoderSignal]:
-        return self.stage.signals
-
-    @property
-    def queries(self) -> str | None:
-        """Whose attention a stage at a decoder layer asks for, one of `BEHIND` or `AHEAD`; None for nobody's."""
-        return next((x for x in (*BEHIND, *AHEAD) if x in self.signals), None)
-
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether it asks for attention in the layer that is about to run."""
-        return self.queries in AHEAD or self.sees_last_row
-
-    @property
-    def sees_hidden(self) -> bool:
-        """Whether a stage at a decoder layer asks for hidden states."""
-        return "hidden" in self.signals
-
-    @property
-    def sees_queries_keys(self) -> bool:
-        """Whether it asks for all that the attention of the layer before worked on."""
-        return "queries_keys" in self.signals
-
-    @property
-    def sees_text_rows(self) -> bool:
-        """Whether it asks for the queries of text in the layer before, and its keys."""
-        return "text_rows" in self.signals
-
-    @property
-    def sees_last_row(self) -> bool:
-        """Whether it asks for the last prompt token's query in the layer that is about to run, and its keys."""
-        return "last_row_ahead" in self.signals
-
-    @property
-    def sees_queries_keys_values(self) -> bool:
-        """Whether a stage at the attention decides once its queries, keys and values are there."""
-        return "queries_keys_values" in self.signals
-
-    @property
-    def sees_cells(self) -> bool:
-        """Whether it asks where visual slots lie."""
-        return "cells" in self.signals
-
-    @property
-    def sees_text(self) -> bool:
-        """Whether a stage asks for what the text is at its place."""
-        return "text" in self.signals
-
-    @property
-    def captured(self) -> frozenset[str]:
-        """What a stage at a decoder layer asks of the layer before."""
-        return frozenset(x for x in (*BEHIND, "queries_keys", "text_rows") if x in self.signals)
-
-    @property
-    def positions(self) -> Positions:
-        """Either "original" or "compact"."""
-        return self.rule
-
-    @property
-    def differentiable(self) -> bool:
-        """Whether its decision carries features, through which gradients must flow."""
-        return self.stage.needs_grid or self.stage.mixes
-
-
-SIGNALS = {
-    Place.ENCODER_INPUT: frozenset(),
-    Place.ENCODER_LAYER: frozenset({"values"}),
-    Place.ENCODER_OUTPUT: frozenset({"encoder_attention", "pixel_steps", "projected", "text"}),
-    Place.DECODER_LAYER: frozenset({*BEHIND, *AHEAD, "last_row_ahead", "queries_keys", "text_rows", *STATES}),
-    Place.ATTENTION: frozenset({"queries_keys_values", "cells"}),
-    Place.MLP: frozenset({"activations"}),
-    Place.CACHE: frozenset({"closing_queries", "all_queries"}),
-}
+from vtprune.methods.base import EncoderSignal, Method, ModelInfo, Place, Positions
 
 
 class Chain:
@@ -161,16 +51,8 @@ class Chain:
             for stage in method.stages(info)
         ]
         for stage in self.stages:
-            self._check(stage, integration)
-        check_alike(self.stages)
-        order = list(Place)
-        # Attention and MLP of a layer do not wait for one another.
-        alike = {Place.MLP: Place.ATTENTION}
-        places = [order.index(alike.get(s.stage.place, s.stage.place)) for s in self.stages]
-        if places != sorted(places):
-            raise ValueError(
-                f"methods must be chained in the order of their places ({', '.join(order)}), got {self.label}."
-            )
+            check_stage(stage, integration)
+        check_together(self.stages, self.names)
         self.encoder_input_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_INPUT]
         self.encoder_layer_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_LAYER]
         self.encoder_output_stages = [s for s in self.stages if s.stage.place is Place.ENCODER_OUTPUT]
@@ -202,68 +84,13 @@ class Chain:
         self.compares_pixels = "pixel_steps" in asked
         self.weighs_keys = any(s.stage.proportional for s in self.encoder_layer_stages)
         self.biases_keys = self.weighs_keys or any(s.stage.ragged for s in self.encoder_layer_stages)
-        for name, observation in self.observations:
-            narrowed = sorted(set(observation.layers) & set(self.mlp_stages))
-            if observation.module.startswith("mlp") and narrowed:
-                raise ValueError(
-                    f"{name} looks at MLPs of decoder layers that {self.mlp_stages[narrowed[0]].method} lets run on "
-                    f"some tokens only ({narrowed}); give them different layers."
-                )
-        for layer in range(len(integration.decoder_layers)):
-            evicting = [s.method for s in self.cache_stages if layer in s.layers]
-            if len(evicting) > 1:
-                raise ValueError(
-                    f"{evicting[0]} and {evicting[1]} both evict from the cache of layer {layer}; use one of the two."
-                )
-        ragged = [s for s in self.encoder_layer_stages if s.stage.ragged]
-        even = [s for s in self.encoder_layer_stages if not s.stage.ragged]
-        if ragged and even:
-            raise ValueError(
-                f"{even[0].method} needs equally many tokens of every tile, so it cannot act beside "
-                f"{ragged[0].method}, which keeps different numbers; use one of the two."
-            )
         skipping = [s for s in self.stages if s.stage.skips]
-        if len(skipping) > 1:
-            raise ValueError(
-                f"{skipping[0].method} and {skipping[1].method} both let tokens pass by decoder layers; use one."
-            )
         self.skipping = skipping[0] if skipping else None
         """The stage that lets tokens pass by decoder layers."""
-        for later in self.decoder_stages if self.skipping else ():
-            asked_of = {layer - 1 for layer in later.layers if later.captured}
-            asked_of |= {layer for layer in later.layers if later.looks_ahead}
-            asked_of |= {layer for x in later.stage.observations for layer in x.layers}
-            late = asked_of & set(skipping[0].stage.skips)
-            if late:
-                raise ValueError(
-                    f"{later.method} asks for signals of decoder layers that tokens pass by because of "
-                    f"{skipping[0].method} ({sorted(late)}); let them pass by other layers."
-                )
         sharing = [s for s in self.stages if s.stage.shares]
         self.shares = bool(sharing)
         """Whether merged tokens stay on their slots and share a hidden state."""
-        if sharing and len(methods) > 1:
-            raise ValueError(
-                f"{sharing[0].method} lets merged tokens share a hidden state in all decoder layers, so that no other "
-                f"method can act beside it, got {self.label}; let merged tokens leave instead (unmerge=False), or use "
-                f"{sharing[0].method} alone."
-            )
         encoder_stages = self.encoder_input_stages + self.encoder_layer_stages + self.encoder_output_stages
-        for earlier, later in itertools.pairwise(encoder_stages):
-            if later.stage.needs_grid or later.stage.needs_all:
-                # Before the encoder only some methods can act at all.
-                first = "" if earlier.stage.place is Place.ENCODER_INPUT else f"put {later.method} first, or "
-                raise ValueError(
-                    f"{later.method} needs every token of a picture, so it cannot follow {earlier.method}; {first}use "
-                    "one of the two."
-                )
-        if self.encoder_input_stages and self.compares_pixels:
-            earlier = self.encoder_input_stages[-1]
-            later = next(s for s in self.encoder_output_stages if "pixel_steps" in s.signals)
-            raise ValueError(
-                f"{later.method} compares the pixels of neighbouring tokens, which {earlier.method} replaces; use one "
-                "of the two."
-            )
         if self.weighs_keys:  # different numbers of tokens need a bias only where a batch has them
             for block in integration.encoder_blocks:
                 self.check_key_bias(integration.encoder_attention_implementation(block))
@@ -307,94 +134,3 @@ class Chain:
             f"{(ragged or weighs)[0]} {why}, which the vision tower's attention implementation {implementation!r} "
             f"cannot; {remedy}."
         )
-
-    def _check(self, stage: ChainStage, integration: Integration) -> None:
-        of_blocks = [x for x in stage.signals if isinstance(x, EncoderSignal)]
-        if stage.stage.place is not Place.ENCODER_OUTPUT and of_blocks:
-            raise ValueError(f"{stage.method} asks for {of_blocks[0]}; stages at the encoder's output may, no others.")
-        for signal in of_blocks:
-            if signal.block not in integration.attention_blocks:
-                raise ValueError(
-                    f"{stage.method} asks for the attention of vision block {signal.block}, but of "
-                    f"{integration.family_name} it is known for the blocks {list(integration.attention_blocks)}."
-                )
-        unknown = {x for x in stage.signals if isinstance(x, str)} - SIGNALS[stage.stage.place]
-        if unknown:
-            raise ValueError(
-                f"{stage.method} asks for {', '.join(sorted(unknown))} at the place {stage.stage.place.value!r}; "
-                f"available there: {', '.join(sorted(SIGNALS[stage.stage.place])) or 'no signals'}."
-            )
-        if stage.stage.place is Place.DECODER_LAYER and stage.captured and 0 in stage.layers:
-            raise ValueError(f"{stage.method} needs attention from the layer before, so it cannot act at layer 0.")
-        for observation in stage.stage.observations:
-            self._check_observation(stage, observation, integration)
-        if stage.stage.hides:
-            self._check_hides(stage)
-        if stage.stage.trial is not None:
-            self._check_trial(stage, stage.stage.trial, integration)
-        if stage.stage.text and stage.stage.place is not Place.CACHE:
-            raise TypeError(f"{stage.method}: only a stage at the cache can evict text.")
-        if stage.stage.decodes and stage.stage.place not in (Place.CACHE, Place.ATTENTION):
-            raise TypeError(f"{stage.method}: only stages at the cache and at the attention can act while decoding.")
-        if stage.stage.alike is not None and stage.stage.place is not Place.ATTENTION:
-            raise TypeError(f"{stage.method}: only a stage at the attention can need the same entries elsewhere.")
-        if stage.stage.late and (stage.stage.place is not Place.CACHE or stage.signals or stage.stage.decodes):
-            raise TypeError(f"{stage.method}: a late stage acts at the cache, once, and gets no signals.")
-        if stage.stage.turns and not (stage.stage.place is Place.CACHE and stage.stage.decodes):
-            raise TypeError(
-                f"{stage.method}: a stage that acts before further turns acts at the cache, at later calls."
-            )
-        late = stage.stage.place in (Place.DECODER_LAYER, Place.ATTENTION, Place.MLP, Place.CACHE)
-        if stage.stage.shares and (late or stage.stage.prunes):
-            raise ValueError(f"{stage.method}: only tokens that merge before the language model can share a state.")
-        if stage.stage.place is Place.ENCODER_INPUT and not integration.any_size:
-            raise ValueError(
-                f"{stage.method} cannot work on {integration.family_name}: its encoder takes pictures of one size "
-                "only; use a method at the encoder's output."
-            )
-        if stage.stage.skips and (stage.stage.place is not Place.ENCODER_OUTPUT or stage.stage.scope != "picture"):
-            raise TypeError(f"{stage.method}: a stage that lets tokens pass by layers decides on whole pictures.")
-        if stage.stage.prunes and integration.joins_patches:
-            raise ValueError(
-                f"{stage.method} cannot work on {integration.family_name}: it drops single patches in the encoder, of "
-                "which several make a token; use tome, which merges, or divprune, which acts at the encoder's output."
-            )
-        if stage.stage.over_time and not (integration.takes_videos and integration.grid_stages == "language model"):
-            raise ValueError(
-                f"{stage.method} cannot work on {integration.family_name} over the frames of a video: it needs a video "
-                "in one piece, but this family encodes pictures or single frames; leave the frames as they are."
-            )
-        needs_grid = stage.stage.needs_grid or "pixel_steps" in stage.signals
-        reason = integration.refusal(stage.method, stage.stage.place.value, needs_grid)
-        if reason is not None:
-            raise ValueError(f"{stage.method} cannot work on {integration.family_name}: {reason}.")
-
-    def _check_hides(self, stage: ChainStage) -> None:
-        if stage.stage.place is not Place.DECODER_LAYER or len(stage.layers) != 1 or stage.positions != "original":
-            raise TypeError(f"{stage.method}: tokens can be hidden at one decoder layer, and keep their positions.")
-        later = self.stages[self.stages.index(stage) + 1 :]
-        if later:
-            raise ValueError(
-                f"{stage.method} hides tokens that stay where they are, so that {later[0].method} behind it would "
-                "decide on what nobody sees; let them leave instead (hide=False), or put it last."
-            )
-
-    def _check_trial(self, stage: ChainStage, trial: int, integration: Integration) -> None:
-        if stage.stage.place is not Place.DECODER_LAYER or stage.layers != (0,):
-            raise TypeError(f"{stage.method}: only a stage at decoder layer 0 can ask for a trial run.")
-        if stage.stage.mixes or stage.stage.observations:
-            raise TypeError(f"{stage.method}: after a trial run tokens can only leave; nothing is noted of layers.")
-        check_layer("trial", trial, 1, len(integration.decoder_layers) - 1)
-
-    def _check_observation(self, stage: ChainStage, observation: Observation, integration: Integration) -> None:
-        if stage.stage.place is not Place.DECODER_LAYER:
-            raise ValueError(f"{stage.method}: only stages at decoder layers may ask what was noted of others.")
-        for layer in observation.layers:
-            check_layer("an observed layer", layer, 0, len(integration.decoder_layers) - 1)
-            try:
-                integration.decoder_layers[layer].get_submodule(observation.module)
-            except AttributeError:
-                raise ValueError(
-                    f"{stage.method} cannot work on {integration.family_name}: decoder layer {layer} has no part "
-                    f"{observation.module!r}; use a method that looks at attention (fastv)."
-                ) from None

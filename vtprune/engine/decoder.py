@@ -15,7 +15,8 @@ from torch import Tensor
 
 from vtprune.compat import Cache
 from vtprune.engine.cache import PhysicalCache, Rows, cache_of, divide_rows, is_visual, link_rows, physical_length
-from vtprune.engine.chain import Chain, ChainStage
+from vtprune.engine.chain import Chain
+from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.deepstack import DeepStackRows
 from vtprune.engine.door import decide, marks, owners, running, staying
 from vtprune.engine.encoder import EncoderRun, Event

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtprune.engine.chain import Chain, ChainStage
+from vtprune.engine.chain import Chain
+from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.merging import DROPPED, Running
 from vtprune.engine.patches import Seen, patch_values
 from vtprune.engine.pixels import pixel_steps

@@ -17,7 +17,8 @@ from vtprune.compat import encoder_arguments
 from vtprune.engine.attending import AttentionHooks
 from vtprune.engine.blocks import BlockHooks
 from vtprune.engine.calls import call_arguments
-from vtprune.engine.chain import Chain, ChainStage
+from vtprune.engine.chain import Chain
+from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.deepstack import DeepStackRows
 from vtprune.engine.encoder import EncoderRun

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from vtprune.engine.cache import Record, Rows, VisualCacheLayer, layer_bytes, shape_of
-from vtprune.engine.chain import Chain, ChainStage
+from vtprune.engine.chain import Chain
+from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.encoder import Event
 from vtprune.engine.packing import store

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from vtprune.compat import at_hand
 from vtprune.engine.attending import layer_slots, listed
-from vtprune.engine.chain import Chain, ChainStage
+from vtprune.engine.chain import Chain
+from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.work import Chosen, Work
 from vtprune.integrations.base import Integration

@@ -15,7 +15,7 @@ from vtprune.engine.cache import divide_rows
 from vtprune.engine.encoder import Event
 
 if TYPE_CHECKING:
-    from vtprune.engine.chain import ChainStage
+    from vtprune.engine.chain_stage import ChainStage
     from vtprune.engine.decoder import DecoderStep
 
 

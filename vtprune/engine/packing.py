@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vtprune.engine.cache import VisualCacheLayer
-from vtprune.engine.chain import ChainStage
+from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.encoder import Event
 from vtprune.kernels import Codes, channel_scale, compact_index, dequantise, gather_rows, quantise

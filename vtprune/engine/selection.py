@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vtprune.engine.chain import ChainStage
+from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.encoder import Event
 from vtprune.engine.geometry import Part, geometry
 from vtprune.engine.layout import Picture, VisualLayout

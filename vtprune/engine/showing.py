@@ -15,7 +15,7 @@ from vtprune.kernels import compact_index, gather_rows
 from vtprune.methods.base import VisualTokens
 
 if TYPE_CHECKING:
-    from vtprune.engine.chain import ChainStage
+    from vtprune.engine.chain_stage import ChainStage
     from vtprune.engine.decoder import DecoderStep
 
 

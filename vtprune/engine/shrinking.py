@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from vtprune.engine.chain import ChainStage
+from vtprune.engine.chain_stage import ChainStage
 from vtprune.integrations.base import EncoderCall, Grid, Integration, PictureLayout
 from vtprune.methods._grids import cell_owner
 from vtprune.methods.base import Pixels, Resize

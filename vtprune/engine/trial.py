@@ -18,7 +18,7 @@ from vtprune.engine.flops import decoder_flops
 from vtprune.integrations.base import Integration
 
 if TYPE_CHECKING:
-    from vtprune.engine.chain import ChainStage
+    from vtprune.engine.chain_stage import ChainStage
     from vtprune.engine.decoder import DecoderStep
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vtprune.engine.cache import is_visual
-from vtprune.engine.chain import ChainStage
+from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.eviction import Eviction
 from vtprune.integrations.base import Integration
