@@ -254,13 +254,14 @@ def layer_slots(
 def router_file(layers: int, width: int) -> str:
     """Path of a file with random routers for a decoder of so many layers; it is made once per process.
 
-    From layer 3 on they say yes to nearly everything, so that sooner or later all rows exit.
+    Of the first two layers they say no to nearly everything, and from layer 3 on yes, so that all rows exit.
     """
     path = Path(FILES.name) / f"routers-{layers}-{width}.safetensors"
     if not path.exists():
         g = torch.Generator().manual_seed(1)
         w1, w2 = torch.randn(layers, 8, 2 * width, generator=g), torch.randn(layers, 2, 8, generator=g)
-        w2[3:] = w2[3:].abs() * torch.tensor([-1.0, 1.0])[:, None]
+        no = torch.tensor([1.0, -1.0])[:, None]
+        w2[:2], w2[3:] = w2[:2].abs() * no, w2[3:].abs() * -no
         save_file({"w1": w1, "w2": w2}, path)
     return str(path)
 
