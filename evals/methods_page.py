@@ -50,7 +50,7 @@ from the methods' own files, from what was measured, and from [methods-notes.tom
 - **Right**: answers that are right as a whole, in percent. **Random**: how much more that is than with `random` at the
   same `keep`, on the mean over its seeds; set in bold where it is less by more than two standard errors.
 - **Next turn**: second questions about the same picture that are answered rightly on the cache which the first left
-  behind. The unpruned models answer {turns} of them.
+  behind. Unpruned: {turns}.
 - **Speedup** and **overhead** of the time to first token: untouched / method and method / ideal, where the ideal is the
   bare model that is given just the tokens which the method keeps; `~` where the run does not tell the ratio from 1.
   On models as small as these most of that time is Python's.

@@ -111,7 +111,7 @@ def test_methods_below_random_stand_out():
     assert "| b |  | 0 | 50 | 80.0 |  | 1.50 | 1.01 ~ |" in lines
     assert "| b | 0.5 | 100 | 50 | - | 90.0 | +0.0 | - |" in lines
     assert "| b | 0.25 | 100 | 50 | 40 | 90.0 | +30.0 | 60.0 |" in lines
-    assert any("answer 70.0 (b) of them" in line for line in lines)
+    assert any("Unpruned: 70.0 (b)." in line for line in lines)
     assert not any(line.startswith("![") for line in lines)
     assert "**What was learnt.** Why." in lines
     assert "Refused on b, b, clips: no tiles; use hiprune." in lines
