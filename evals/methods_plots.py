@@ -45,6 +45,7 @@ def draw_group(
     figure = Figure(figsize=(width, 0.75 + 3 * len(grid)), dpi=130, layout="constrained")
     panels = figure.subplots(len(grid), len(grid[0]), sharey=True, squeeze=False)
     for axes, (table, view) in zip(panels.flat, (one for row in grid for one in row), strict=True):
+        axes.set_visible(view != "turns" or table.turns is not None)
         _panel(axes, methods, table, view)
     for axes, (table, _) in zip(panels[0], grid[0], strict=True):
         axes.set_title(table.name, loc="left", fontsize=10)
@@ -54,7 +55,7 @@ def draw_group(
     for axes in panels.flat:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     order = [x for x in dict.fromkeys(("unpruned", "blank", "random", *methods)) if x in handles]
-    lines = -(-len(order) // int(width / 1.2))
+    lines = -(-len(order) // int(width / 1.45))
     columns = -(-len(order) // lines)
     figure.legend([handles[x] for x in order], order, loc="outside lower center", ncols=columns, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
