@@ -9,8 +9,7 @@ Differs from the paper in: only visual entries are rounded, unless `text=True`; 
 behind the last picture are the probes, and see all of it; sums are divided by the number of probes that see an entry,
 as the paper has it (`divisor="length"`: as the code does); what was rounded stays as it is while the cache grows, where
 the code rounds everything again with every block (`again=True`); rows of a batch have ranges of their own.
-Whole keys and values are made from the codes in every layer and call: memory is saved, while decoding takes about twice
-as long (tiny-llava, CPU).
+Whole keys and values are made from the codes in every layer and call: memory is saved, time is not.
 """
 
 from __future__ import annotations
