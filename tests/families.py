@@ -296,3 +296,6 @@ FAMILIES = {
         Family("internvl", _internvl, _internvl_item, BOTH),
     )
 }
+
+SORTS = ("llava-clip", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
+"""One of every sort of prompt and decoder."""

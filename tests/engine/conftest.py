@@ -18,14 +18,22 @@ def one_thread():
     torch.set_num_threads(1)
 
 
+class Built(dict):
+    """Models by family and attention implementation, made where they are first asked for."""
+
+    def __missing__(self, kind):
+        self[kind] = FAMILIES[kind[0]].model(kind[1])
+        return self[kind]
+
+
 @pytest.fixture(scope="session")
 def built():
-    return {(name, attention): FAMILIES[name].model(attention) for name, attention in MODELS}
+    return Built()
 
 
 @pytest.fixture(params=MODELS, ids="-".join)
 def kind(request):
-    """Family and attention implementation of `model`."""
+    """Family and attention implementation of `model`; modules that run on fewer have one of their own."""
     return request.param
 
 

@@ -68,22 +68,9 @@ def matrix(chains):
     return pytest.mark.parametrize(("name", "chain"), chains, ids=lambda x: x if isinstance(x, str) else named(x))
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {}
-
-
 @pytest.fixture
-def model(models, name):
-    if name not in models:
-        models[name] = FAMILIES[name].model()
-    yield models[name]
-    vtprune.remove(models[name])
-
-
-@pytest.fixture
-def family(name):
-    return FAMILIES[name]
+def kind(name):
+    return name, "sdpa"
 
 
 def answer(model, x, new=NEW, **settings):

@@ -20,21 +20,9 @@ KEEP = 0.3
 PATCH = 4
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {name: FAMILIES[name].model() for name in NAMES}
-
-
 @pytest.fixture(params=NAMES)
-def family(request):
-    return FAMILIES[request.param]
-
-
-@pytest.fixture
-def model(models, family):
-    model = models[family.name]
-    yield model
-    vtprune.remove(model)
+def kind(request):
+    return request.param, "sdpa"
 
 
 def frames_of(patches, grid):

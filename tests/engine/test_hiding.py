@@ -8,32 +8,19 @@ import pytest
 import torch
 
 import vtprune
-from tests.families import FAMILIES, IMAGE, VIDEO
+from tests.families import IMAGE, SORTS, VIDEO
 from tests.tiny import BEAMS, batch, picture, prompt, tiny_llava
 from vtprune.methods import Keep, Method, Place, Stage
 from vtprune.methods.fastv import FastV
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
-NAMES = ["llava-clip", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"]
 LEAVE = ("fastv", {"layer": 2, "keep": 0.3})
 HIDE = ("fastv", {"layer": 2, "keep": 0.3, "hide": True})
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {name: FAMILIES[name].model() for name in NAMES}
-
-
-@pytest.fixture(params=NAMES)
-def family(request):
-    return FAMILIES[request.param]
-
-
-@pytest.fixture
-def model(models, family):
-    model = models[family.name]
-    yield model
-    vtprune.remove(model)
+@pytest.fixture(params=SORTS)
+def kind(request):
+    return request.param, "sdpa"
 
 
 def rows_of(family):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vtprune
-from tests.families import FAMILIES, IMAGE, VIDEO
+from tests.families import FAMILIES, IMAGE, SORTS, VIDEO
 from tests.layer_loop import Rule, layer_loop
 from tests.reference import feeding, positions_of, whole
 from tests.tiny import BEAMS
@@ -17,7 +17,6 @@ from vtprune.engine.parts import attend
 from vtprune.methods import Attend, Feed, Method, Part, Place, Stage, Width
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
-NAMES = ["llava-clip", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"]
 LAYERS = (0, 1, 4)
 CHANNELS = 16
 
@@ -80,21 +79,9 @@ def read_by_heads(visual):
     return ~visual | (number % 3 == 0)
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {name: FAMILIES[name].model() for name in NAMES}
-
-
-@pytest.fixture(params=NAMES)
-def family(request):
-    return FAMILIES[request.param]
-
-
-@pytest.fixture
-def model(models, family):
-    model = models[family.name]
-    yield model
-    vtprune.remove(model)
+@pytest.fixture(params=SORTS)
+def kind(request):
+    return request.param, "sdpa"
 
 
 class Ruled(Rule):
@@ -215,8 +202,8 @@ def test_every_attention_implementation_gives_the_same(attention):
 
 @torch.no_grad()
 @pytest.mark.parametrize("chain", ["divprune before", "fastv before", "skipping", "snapkv behind", "exit", "trial"])
-def test_beside_methods_that_remove_tokens(models, chain):
-    family, model = FAMILIES["qwen2_5_vl"], models["qwen2_5_vl"]
+def test_beside_methods_that_remove_tokens(built, chain):
+    family, model = FAMILIES["qwen2_5_vl"], built["qwen2_5_vl", "sdpa"]
     rows = [family.row(5, IMAGE, 7, seed=1), family.row(3, IMAGE, 2, IMAGE, 6, seed=1), family.row(4)]
     others = {
         "divprune before": [("divprune", {"keep": 0.6}), Quiet()],
@@ -246,7 +233,7 @@ def test_gradients_flow():
 
 
 @torch.no_grad()
-def test_a_compiled_model_gives_the_same(models):
+def test_a_compiled_model_gives_the_same():
     family = FAMILIES["qwen3_vl"]
     model, x = family.model(), family.inputs(family.row(5, IMAGE, 7))
     settings = dict(max_new_tokens=4, do_sample=False)
@@ -287,9 +274,9 @@ def test_checkpointing_is_refused():
         ([("corematching", {}), Quiet(layers=(0, 1, 2, 3))], "corematching looks at MLPs of decoder layers that quiet"),
     ],
 )
-def test_refuses(models, chain, message):
+def test_refuses(built, chain, message):
     with pytest.raises(ValueError, match=message):
-        vtprune.apply(models["llava-clip"], chain)
+        vtprune.apply(built["llava-clip", "sdpa"], chain)
 
 
 def slow(queries, keys, values, parts, valid):

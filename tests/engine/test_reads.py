@@ -6,14 +6,13 @@ import pytest
 import torch
 
 import vtprune
-from tests.families import FAMILIES, IMAGE, VIDEO
+from tests.families import FAMILIES, IMAGE, SORTS, VIDEO
 from tests.layer_loop import Rule, layer_loop
 from tests.reference import feeding, positions_of, whole
 from tests.tiny import BEAMS
 from vtprune.engine import attending
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
-NAMES = ["llava-clip", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"]
 METHODS = [
     "tokenselect:keep=0.3",
     "tokenselect:keep=5,first=1,last=2,kernel=3,reuse=0.5",
@@ -24,21 +23,9 @@ METHODS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {name: FAMILIES[name].model() for name in NAMES}
-
-
-@pytest.fixture(params=NAMES)
-def family(request):
-    return FAMILIES[request.param]
-
-
-@pytest.fixture
-def model(models, family):
-    model = models[family.name]
-    yield model
-    vtprune.remove(model)
+@pytest.fixture(params=SORTS)
+def kind(request):
+    return request.param, "sdpa"
 
 
 @pytest.fixture

@@ -8,13 +8,12 @@ import pytest
 import torch
 
 import vtprune
-from tests.families import FAMILIES, IMAGE, VIDEO
+from tests.families import FAMILIES, IMAGE, SORTS, VIDEO
 from tests.reference import feeding, positions_of, whole
 from tests.tiny import BEAMS
 from vtprune.methods import Keep, Method, Place, Stage
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
-NAMES = ["llava-clip", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"]
 LAYERS = (1, 3)
 
 
@@ -36,21 +35,9 @@ class Passing(Method):
         return Keep(((number % 3 == self.first) & (number > 3)).expand(len(pictures.encoded), -1))
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {name: FAMILIES[name].model() for name in NAMES}
-
-
-@pytest.fixture(params=NAMES)
-def family(request):
-    return FAMILIES[request.param]
-
-
-@pytest.fixture
-def model(models, family):
-    model = models[family.name]
-    yield model
-    vtprune.remove(model)
+@pytest.fixture(params=SORTS)
+def kind(request):
+    return request.param, "sdpa"
 
 
 def runs_of(report, row):
@@ -166,9 +153,9 @@ def continue_with(model, family, cache, both, more):
 
 @torch.no_grad()
 @pytest.mark.parametrize("skips", [(1,), (4,), (2, 3, 4), (1, 2, 3, 4)])
-def test_beside_methods_that_remove_tokens(models, skips):
+def test_beside_methods_that_remove_tokens(built, skips):
     """In chains with divprune before and exit behind, batches still equal their rows alone."""
-    family, model = FAMILIES["qwen2_5_vl"], models["qwen2_5_vl"]
+    family, model = FAMILIES["qwen2_5_vl"], built["qwen2_5_vl", "sdpa"]
     rows = [family.row(5, IMAGE, 7, seed=1), family.row(3, IMAGE, 2, IMAGE, 6, seed=1), family.row(4)]
     for chain in (
         [("divprune", {"keep": 0.6}), Passing(skips)],
@@ -191,9 +178,9 @@ def test_beside_methods_that_remove_tokens(models, skips):
 
 
 @torch.no_grad()
-def test_later_pictures_may_use_another_method(models):
+def test_later_pictures_may_use_another_method(built):
     """A cache that divprune left is divided anew among layers that tokens pass by and others."""
-    family, model = FAMILIES["llava-clip"], models["llava-clip"]
+    family, model = FAMILIES["llava-clip"], built["llava-clip", "sdpa"]
     first, more = family.row(5, IMAGE, 7, seed=1), family.row(2, IMAGE, 4, seed=3)
     with vtprune.applied(model, "divprune", keep=0.5, positions="original"):
         cache = model(**family.inputs(first), use_cache=True).past_key_values
@@ -204,8 +191,8 @@ def test_later_pictures_may_use_another_method(models):
     assert {layer.get_seq_length() for layer in cache.layers} == {48 + 42}
 
 
-def test_gradients_flow_around_and_through(models):
-    family, model = FAMILIES["qwen2_vl"], models["qwen2_vl"]
+def test_gradients_flow_around_and_through(built):
+    family, model = FAMILIES["qwen2_vl"], built["qwen2_vl", "sdpa"]
     x = family.inputs(family.row(2, IMAGE, 3))
     x["pixel_values"].requires_grad_()
     with vtprune.applied(model, Passing()):
@@ -221,14 +208,14 @@ def test_gradients_flow_around_and_through(models):
         ([("showui", {"skip_layers": (5,)})], "skip_layers must be a layer from 1 to 4"),
     ],
 )
-def test_refuses(models, chain, message):
+def test_refuses(built, chain, message):
     with pytest.raises(ValueError, match=message):
-        vtprune.apply(models["llava-clip"], chain)
+        vtprune.apply(built["llava-clip", "sdpa"], chain)
 
 
 @torch.no_grad()
-def test_showui_as_in_the_paper(models):
-    family, model = FAMILIES["qwen2_vl"], models["qwen2_vl"]
+def test_showui_as_in_the_paper(built):
+    family, model = FAMILIES["qwen2_vl"], built["qwen2_vl", "sdpa"]
     row = family.row(5, IMAGE, 7)
     with vtprune.applied(model, "showui", keep=0.3, threshold=70.0):
         model(**family.inputs(row))

@@ -6,13 +6,12 @@ import pytest
 import torch
 
 import vtprune
-from tests.families import FAMILIES, IMAGE, VIDEO
+from tests.families import FAMILIES, IMAGE, SORTS, VIDEO
 from tests.layer_loop import Rule, layer_loop
 from tests.reference import feeding, positions_of, whole
 from vtprune.integrations import integrate
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
-NAMES = ["llava-clip", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"]
 HEADS = ((0, 1, 2, 3), (1, 2), (), (0, 3), (2, 3))
 
 
@@ -109,14 +108,9 @@ CASES = [
 IDS = ["ffn", "vo", "frozen", "prefix", "llava", "itself", "heads", "renormalised"]
 
 
-@pytest.fixture(scope="module")
-def models():
-    return {name: FAMILIES[name].model() for name in NAMES}
-
-
-@pytest.fixture(params=NAMES)
-def family(request):
-    return FAMILIES[request.param]
+@pytest.fixture(params=SORTS)
+def kind(request):
+    return request.param, "sdpa"
 
 
 def prompts(family):
@@ -126,8 +120,8 @@ def prompts(family):
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "rule", "parameters"), CASES, ids=IDS)
-def test_prefill_and_decoding_equal_the_plain_loop(models, family, name, rule, parameters):
-    model, new = models[family.name], 3
+def test_prefill_and_decoding_equal_the_plain_loop(model, family, name, rule, parameters):
+    new = 3
     for row in prompts(family):
         with vtprune.applied(model, name, **parameters), feeding(model) as seen:
             out = model.generate(
@@ -152,8 +146,8 @@ def test_prefill_and_decoding_equal_the_plain_loop(models, family, name, rule, p
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "rule", "parameters"), CASES, ids=IDS)
-def test_a_second_turn_with_a_picture_equals_the_whole_conversation(models, family, name, rule, parameters):
-    model, first, more = models[family.name], family.row(5, IMAGE, 7, seed=1), family.row(2, IMAGE, 4, seed=3)
+def test_a_second_turn_with_a_picture_equals_the_whole_conversation(model, family, name, rule, parameters):
+    first, more = family.row(5, IMAGE, 7, seed=1), family.row(2, IMAGE, 4, seed=3)
     both = first.then(more)
     begin = len(both.ids) - len(more.ids)
     with vtprune.applied(model, name, **parameters):
@@ -168,9 +162,9 @@ def test_a_second_turn_with_a_picture_equals_the_whole_conversation(models, fami
 
 
 @torch.no_grad()
-def test_late_layers_with_renormalisation_are_an_exit(models):
+def test_late_layers_with_renormalisation_are_an_exit(built):
     family = FAMILIES["qwen2_5_vl"]
-    model, x = models[family.name], family.inputs(family.row(5, IMAGE, 7), family.row(4, seed=1))
+    model, x = built[family.name, "sdpa"], family.inputs(family.row(5, IMAGE, 7), family.row(4, seed=1))
     with vtprune.applied(model, "exit", layer=3):
         expected = model.generate(**x, max_new_tokens=5, do_sample=False)
     with vtprune.applied(model, "yopo", layer=3):
@@ -178,10 +172,10 @@ def test_late_layers_with_renormalisation_are_an_exit(models):
 
 
 @torch.no_grad()
-def test_flops_are_those_of_the_products(models):
+def test_flops_are_those_of_the_products(built):
     """Counted by hand: 36 visual tokens, 12 of text; 4 heads of 12 channels, MLPs of 64, in 5 layers of width 48."""
     family, n, text = FAMILIES["llava-clip"], 36, 12
-    model, x = models[family.name], family.inputs(family.row(5, IMAGE, 7))
+    model, x = built[family.name, "sdpa"], family.inputs(family.row(5, IMAGE, 7))
     integration = integrate(model)
     assert (integration.decoder_heads, integration.decoder_kv_heads, integration.decoder_channels) == (4, 2, 64)
 
