@@ -1,0 +1,1 @@
+"""What is asked: samples, suites drawn on the fly, files of the user, public benchmarks."""
