@@ -18,7 +18,7 @@ from vtprune.engine.chain import Chain
 from vtprune.engine.engine import Engine
 from vtprune.integrations import FAMILIES, integrate
 from vtprune.methods.base import Method
-from vtprune.methods.parse import parse_method
+from vtprune.methods.parse import parse_method, split_methods
 from vtprune.methods.registry import build_method, get_method, method_names
 from vtprune.report import Report
 
@@ -35,8 +35,9 @@ def apply(model: Any, method: MethodLike | Sequence[MethodLike], keep: Budget | 
 
     Args:
         model: A transformers model of a supported family, wrapped (peft, torch.compile) or not.
-        method: A name ("divprune"), a name with parameters ("fastv:layer=2,keep=0.5" or ("fastv", {"keep": 0.5})), a
-            `Method`, or a list of these: a chain, in the order of their places.
+        method: A name ("divprune"), a name with parameters ("fastv:layer=2,keep=0.5", also with semicolons, or
+            ("fastv", {"keep": 0.5})), a `Method`, or a list of these: a chain, in the order of their places. A chain
+            of names may also be one text: "tome+fastv:layer=2+snapkv".
         keep: The budget, a ratio in (0, 1] or a number of tokens per picture. In a chain it goes to the one method
             that takes a budget and was given none.
         **parameters: Further parameters, where there is a single method.
@@ -137,7 +138,8 @@ def build_chain(
         raise TypeError(
             f"method must be a name, a (name, parameters) pair, a Method or a list of these, got {method!r}."
         )
-    written: list[Any] = [method] if single else list(method)  # type: ignore[arg-type]
+    items: list[Any] = [method] if single else list(method)  # type: ignore[arg-type]
+    written = [one for item in items for one in (split_methods(item) if isinstance(item, str) else [item])]
     if not written:
         raise ValueError("method must name at least one method, got an empty list.")
     if parameters and len(written) > 1:

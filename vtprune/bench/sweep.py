@@ -44,11 +44,6 @@ COLUMNS = (
 )
 
 
-def parts(method: str) -> list[str]:
-    """The methods of a chain that is written with plus signs: "tome:keep=0.5+fastv:layer=2"."""
-    return [part.strip() for part in method.split("+")]
-
-
 def points(methods: Sequence[str], keeps: Sequence[Budget]) -> dict[str, dict[Budget | None, list[Method]]]:
     """Chains by method and budget; a method that takes no further budget is one point.
 
@@ -61,14 +56,12 @@ def points(methods: Sequence[str], keeps: Sequence[Budget]) -> dict[str, dict[Bu
             raise ValueError(f"{name} {', '.join(twice)} is given twice.")
     found: dict[str, dict[Budget | None, list[Method]]] = {}
     for method in methods:
-        written = parts(method)
-        chain = written if len(written) > 1 else written[0]
         try:
-            found[method] = {keep: build_chain(chain, keep, {}) for keep in keeps}
+            found[method] = {keep: build_chain(method, keep, {}) for keep in keeps}
         except ValueError as error:
             if "is for one method" not in str(error):
                 raise
-            found[method] = {None: build_chain(chain, None, {})}  # exit, say: there is nothing to vary
+            found[method] = {None: build_chain(method, None, {})}  # exit, say: there is nothing to vary
     return found
 
 

@@ -25,7 +25,8 @@ def bench(
         list[str] | None,
         typer.Option(
             "--method",
-            help="Method, name or name:param=value,...; repeat to chain, with --sweep for one point each.",
+            help="Method, name or name:param=value,...; a chain is joined, tome+fastv:layer=2. Repeat to chain, with "
+            "--sweep for one point each.",
         ),
     ] = None,
     keep: Annotated[

@@ -41,7 +41,11 @@ def run(
     ] = "tiny-llava",
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", help="Method, name or name:param=value,...; repeat to chain. Default: divprune."),
+        typer.Option(
+            "--method",
+            help="Method, name or name:param=value,...; to chain, repeat it or join them: tome+fastv:layer=2. "
+            "Default: divprune.",
+        ),
     ] = None,
     keep: Annotated[
         str | None,

@@ -1,9 +1,11 @@
-"""Methods written as text: `divprune`, `fastv:layer=2,keep=0.5`, `pyramiddrop:layers=[8,16,24]`."""
+"""Methods as text: `divprune`, `fastv:layer=2,keep=0.5`, `pyramiddrop:layers=[8,16,24]`, `tome+fastv:layer=2`."""
 
 from __future__ import annotations
 
 import ast
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 _WORDS: dict[str, Any] = {
@@ -15,6 +17,7 @@ _WORDS: dict[str, Any] = {
     "-inf": -math.inf,
 }
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
+_NEXT_METHOD = re.compile(r"\+\s*[^\W\d]\w*\s*(?:[:+]|$)")
 
 
 def parse_value(text: str) -> Any:
@@ -44,10 +47,25 @@ def parse_parameter(text: str) -> tuple[str, Any]:
     return name, parse_value(value)
 
 
-def parse_method(text: str) -> tuple[str, dict[str, Any]]:
-    """A method's name and parameters from `name` or `name:param=value,param=value`.
+def split_methods(text: str) -> list[str]:
+    """The methods of a chain written as one: `tome+fastv:layer=2,keep=0.5+snapkv` are three.
 
-    Commas inside brackets and quotes belong to the value.
+    A plus sign begins a method if one word follows it, and then a colon, another plus sign or the end; so `1e+5`, `+3`
+    and `a+b.json` are values. Those inside brackets and quotes always belong to the value.
+
+    Raises:
+        ValueError: A method is missing beside a plus sign, or an unclosed bracket or quote.
+    """
+    parts = [part.strip() for part in _split(text, lambda at: _NEXT_METHOD.match(text, at) is not None)]
+    if len(parts) > 1 and not all(parts):
+        raise ValueError(f"a method is missing beside a plus sign of {text!r}.")
+    return parts
+
+
+def parse_method(text: str) -> tuple[str, dict[str, Any]]:
+    """A method's name and parameters from `name` or `name:param=value,param=value`; `;` does as well as `,`.
+
+    Commas and semicolons inside brackets and quotes belong to the value.
 
     Raises:
         ValueError: No name, a malformed or repeated parameter, or an unclosed bracket or quote.
@@ -56,12 +74,12 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     name = name.strip()
     if not name:
         raise ValueError(f"a method is written name or name:param=value,..., got {text!r}.")
-    if "=" in name or "," in name:
+    if set(name) & set("=,;"):
         raise ValueError(f"a method's name and its parameters are separated by a colon (fastv:layer=2), got {text!r}.")
     parameters: dict[str, Any] = {}
     if colon and not rest.strip():
         raise ValueError(f"parameters are missing after the colon of {text!r}.")
-    for part in _split(rest) if colon else ():
+    for part in _split(rest, lambda at: rest[at] in ",;") if colon else ():
         key, value = parse_parameter(part)
         if key in parameters:
             raise ValueError(f"parameter {key!r} is given twice in {text!r}.")
@@ -69,8 +87,8 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
     return name, parameters
 
 
-def _split(text: str) -> list[str]:
-    """Split at the commas that stand outside brackets and quotes."""
+def _split(text: str, separates: Callable[[int], bool]) -> list[str]:
+    """Split at the characters outside brackets and quotes at whose places `separates` says so."""
     parts, start = [], 0
     closing: list[str] = []
     quote = ""
@@ -83,7 +101,7 @@ def _split(text: str) -> list[str]:
             closing.append(_BRACKETS[char])
         elif closing and char == closing[-1]:
             closing.pop()
-        elif char == "," and not closing:
+        elif not closing and separates(at):
             parts.append(text[start:at])
             start = at + 1
     if quote or closing:
