@@ -26,10 +26,13 @@ def test_chains(text, methods):
     assert split_methods(text) == methods
 
 
-@pytest.mark.parametrize("text", ["+tome", "tome++fastv"])
-def test_a_plus_sign_has_a_method_on_either_side(text):
-    with pytest.raises(ValueError, match="missing beside a plus sign"):
-        split_methods(text)
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("+tome", "missing beside a plus sign"), ("tome++fastv", r"unknown method 'tome\+'"), ("tome+", r"'tome\+'")],
+)
+def test_a_plus_sign_has_a_method_on_either_side(text, said):
+    with pytest.raises(ValueError, match=said):
+        build_chain(text, None, {})
 
 
 @pytest.mark.parametrize("text", ["fastv:layer=2;keep=0.5", "fastv:layer=2,keep=0.5", "fastv: layer = 2 ;keep=0.5"])
