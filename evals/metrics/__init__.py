@@ -1,1 +1,27 @@
 """How answers are judged, by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from vtprune.evals.metrics.base import Metric
+from vtprune.evals.metrics.exact_match import EXACT_MATCH
+from vtprune.evals.metrics.letter import LETTER
+from vtprune.evals.metrics.likelihood import LIKELIHOOD
+from vtprune.evals.metrics.yes_no import YES_NO
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in (EXACT_MATCH, LETTER, LIKELIHOOD, YES_NO)}
+"""All metrics by name."""
+
+
+def get_metric(name: str) -> Metric:
+    """The metric of a name.
+
+    Raises:
+        ValueError: Unknown name; the message suggests the nearest ones.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    near = difflib.get_close_matches(str(name), METRICS, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise ValueError(f"unknown metric {name!r}.{hint} Known metrics: {', '.join(METRICS)}.")
