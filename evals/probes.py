@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import vtprune
 from vtprune.api import MethodLike
 from vtprune.evals.clip_suite import ClipQuestion, questions_about_clips
+from vtprune.evals.likelihood import read_answers
 from vtprune.evals.suite import SceneQuestion, by_shape, prompt_inputs, prompt_text, scene_questions, seen
 from vtprune.integrations import integrate
 from vtprune.models import Loaded
@@ -78,8 +78,7 @@ class Reading:
 @dataclasses.dataclass(frozen=True)
 class _Batch:
     inputs: dict[str, Any]
-    answers: Tensor  # (questions, tokens), padded on the right
-    there: Tensor  # bool, False on padding
+    answers: list[list[int]]
 
 
 def draw_questions(suite: str, count: int, seed: int) -> list[SceneQuestion] | list[ClipQuestion]:
@@ -127,7 +126,6 @@ class Probe:
         batch_size: int = 24,
     ) -> None:
         self.model, self.processor = loaded.model, loaded.processor
-        self.multimodal = integrate(self.model).multimodal
         self.questions, self.answers, self.batch_size = list(questions), answers, batch_size
         self._prepared: dict[tuple[int, int], list[_Batch]] = {}
 
@@ -180,29 +178,11 @@ class Probe:
     def _read(self, batch: _Batch, pruned: bool) -> Reading:
         output = self.model(**batch.inputs, use_cache=True, logits_to_keep=1)
         report = vtprune.report(self.model) if pruned else None
-        logits = [output.logits[:, -1:]]
-        if batch.answers.shape[1] > 1:
-            mask = batch.inputs["attention_mask"]
-            mask = torch.cat((mask, mask.new_ones(batch.answers[:, 1:].shape)), 1)
-            known = batch.answers[:, :-1]
-            more = self.model(
-                input_ids=known,
-                attention_mask=mask,
-                past_key_values=output.past_key_values,
-                position_ids=self._positions(mask, known.shape[1]),
-            )
-            logits.append(more.logits[:, -known.shape[1] :])
-        probabilities = torch.cat(logits, 1).float().log_softmax(-1)
-        likelihood = probabilities.gather(2, batch.answers.unsqueeze(2)).squeeze(2).masked_fill(~batch.there, 0).sum(1)
-        right = ((probabilities.argmax(-1) == batch.answers) | ~batch.there).all(1)
+        mask, cache = batch.inputs["attention_mask"], output.past_key_values
+        likelihood, right = read_answers(self.model, mask, cache, output.logits[:, -1], batch.answers)
         flops = (1, 1) if report is None else (report.prefill_flops_before, report.prefill_flops_after)
         kv = (1, 1) if report is None else (report.kv_bytes_before or 1, report.kv_bytes_after or 1)
-        return Reading(tuple(likelihood.tolist()), tuple(right.tolist()), flops, kv)
-
-    def _positions(self, mask: Tensor, new: int) -> Tensor | None:
-        """Position ids of so many last slots where a model needs to be told (M-RoPE), as `generate` tells it."""
-        deltas = getattr(self.multimodal, "rope_deltas", None)
-        return None if deltas is None else (mask.long().cumsum(1)[:, -new:] - 1 + deltas).expand(3, -1, -1)
+        return Reading(tuple(likelihood), tuple(right), flops, kv)
 
     def _batches(self, first: int, last: int) -> list[_Batch]:
         """Prepared once, as they are asked again and again."""
@@ -219,13 +199,7 @@ class Probe:
             else:
                 clips = isinstance(shown[0], np.ndarray)
                 answers = [self._right(item.question.text, item.question.answer, clips) for item in items]
-            longest = max(map(len, answers))
-            padded = torch.zeros(len(items), longest, dtype=torch.long)
-            there = torch.zeros(len(items), longest, dtype=torch.bool)
-            for i, ids in enumerate(answers):
-                padded[i, : len(ids)], there[i, : len(ids)] = torch.tensor(ids), True
-            device = self.model.device
-            yield _Batch(dict(inputs), padded.to(device), there.to(device))
+            yield _Batch(dict(inputs), answers)
 
     def _right(self, question: str, answer: str, clips: bool) -> list[int]:
         prompt = prompt_text(self.processor, question, clips)

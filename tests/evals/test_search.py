@@ -60,14 +60,13 @@ def test_likelihood_is_that_of_one_forward_pass(shipped):
     read = probe.read([])
     for i in range(4):
         (batch,) = probe._batches(i, i + 1)
-        ids = torch.cat((batch.inputs["input_ids"], batch.answers), 1)
+        answer = torch.tensor(batch.answers)
+        ids = torch.cat((batch.inputs["input_ids"], answer), 1)
         longer = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        longer["mm_token_type_ids"] = torch.nn.functional.pad(
-            batch.inputs["mm_token_type_ids"], (0, batch.answers.shape[1])
-        )
+        longer["mm_token_type_ids"] = torch.nn.functional.pad(batch.inputs["mm_token_type_ids"], (0, answer.shape[1]))
         with torch.no_grad():
-            logits = shipped.model(**{**batch.inputs, **longer}).logits[0, -batch.answers.shape[1] - 1 : -1]
-        expected = logits.log_softmax(-1).gather(1, batch.answers.T).sum()
+            logits = shipped.model(**{**batch.inputs, **longer}).logits[0, -answer.shape[1] - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, answer.T).sum()
         assert read.likelihood[i] == pytest.approx(float(expected), abs=1e-4)
 
 
