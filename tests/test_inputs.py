@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.processors import SIDE, VIDEO_PROCESSORS
 from vtprune.evals.vocabulary import build_processor
-from vtprune.inputs import in_prompt_order, make_inputs
+from vtprune.inputs import Ask, in_prompt_order, make_batch, make_inputs
 from vtprune.models import Loaded
 from vtprune.videos import Video
 
@@ -146,3 +146,51 @@ def test_order_in_the_prompt():
     assert in_prompt_order(qwen, "x?", pictures, videos) == [*pictures, *videos]
     prompt = f"{qwen.image_token}{qwen.video_token} x {qwen.image_token}"
     assert in_prompt_order(qwen, prompt, pictures, videos) == [pictures[0], videos[0], pictures[1]]
+
+
+PICTURES = [
+    Image.new("RGB", size, colour) for size, colour in (((80, 60), "red"), ((60, 90), "blue"), ((70, 70), "tan"))
+]
+
+
+def rows_of(asks):
+    """A batch, and its rows alone."""
+    one = loaded(asks[0])
+    return make_batch(one, asks[1]), [make_batch(one, [ask]) for ask in asks[1]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "asks",
+    [
+        [Ask("Where is the star?", PICTURES[:1]), Ask("What?", PICTURES[1:]), Ask("How many circles?", PICTURES[2:])],
+        [Ask("x?", (), [clip(4)]), Ask("Which object appears first?", (), [clip(4, fps=2.0)])],
+    ],
+    ids=["pictures", "videos"],
+)
+def test_a_batch_holds_its_rows(family, asks):
+    """Rows of a batch are those alone, padded on the left; pictures follow one another."""
+    batch, alone = rows_of((family, asks))
+    for row, single in enumerate(alone):
+        ids, length = single["input_ids"][0], single["input_ids"].shape[1]
+        assert batch["input_ids"][row, -length:].equal(ids)
+        assert batch["attention_mask"][row].sum() == length
+    for name in {"pixel_values", "pixel_values_videos"} & set(batch):
+        parts = [single[name] for single in alone]
+        if len({part.shape[1:] for part in parts}) == 1 and parts[0].ndim != 5:
+            assert batch[name].equal(torch.cat(parts))
+        else:  # padded with tiles that nothing stands for
+            rows = [row for part in parts for row in part]
+            assert len(batch[name]) == len(rows)
+            for whole, row in zip(batch[name], rows, strict=True):
+                assert whole[: len(row)].equal(row)
+
+
+def test_a_batch_is_about_one_sort_of_thing():
+    one = loaded("qwen2_vl")
+    with pytest.raises(ValueError, match="all prompts of a batch have images, or none"):
+        make_batch(one, [Ask("x?", PICTURES[:1]), Ask("x?", (), [clip(4)])])
+    with pytest.raises(ValueError, match="at least one prompt"):
+        make_batch(one, [])
+    with pytest.raises(ValueError, match="nothing but spaces"):
+        make_batch(one, [Ask("x?", PICTURES[:1]), Ask(" ", PICTURES[:1])])

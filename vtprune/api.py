@@ -162,6 +162,16 @@ def build_chain(
     return [p if isinstance(p, Method) else build_method(*p) for p in parts]
 
 
+def open_budgets(method: str) -> int:
+    """How many methods of a chain, written as one text, take a budget and were written without one.
+
+    Raises:
+        ValueError: A method is unknown or malformed.
+    """
+    parts = [parse_method(one) for one in split_methods(method)]
+    return sum("keep" not in parameters and _takes_keep(name) for name, parameters in parts)
+
+
 def _part(item: Any) -> Method | tuple[str, dict[str, Any]]:
     if isinstance(item, Method):
         return item

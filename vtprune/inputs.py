@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,39 +15,61 @@ from vtprune.models import Loaded
 from vtprune.videos import Video
 
 
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """A prompt and what it is about."""
+
+    prompt: str
+    images: Sequence[Image.Image] = ()
+    videos: Sequence[Video] = ()
+
+
 def make_inputs(loaded: Loaded, images: Sequence[Image.Image], prompt: str, videos: Sequence[Video] = ()) -> Any:
-    """The processor's inputs for a prompt about pictures and videos, on the model's device.
+    """The processor's inputs for a prompt about pictures and videos, on the model's device; see `make_batch`."""
+    return make_batch(loaded, [Ask(prompt, images, videos)])
+
+
+def make_batch(loaded: Loaded, asks: Sequence[Ask]) -> Any:
+    """The processor's inputs for several prompts, padded on the left, on the model's device.
 
     A prompt that holds the processor's own image or video placeholder is taken as it is; any other becomes the user's
     message in the model's chat template, after the pictures and the videos. The frames of a video are all used; when
     they were taken is told to processors that want to know.
 
+    Args:
+        loaded: Model and processor.
+        asks: The prompts. Either all have pictures or none has, and the same goes for videos.
+
     Raises:
-        ValueError: The prompt is empty, its placeholders do not match the pictures and videos, there are none of both,
-            or the model takes no videos.
+        ValueError: A prompt is empty, its placeholders do not match the pictures and videos, there are none of both,
+            some prompts have pictures and others have not, or the model takes no videos.
     """
-    if not prompt.strip():
-        raise ValueError("prompt must hold a question or an instruction, got nothing but spaces.")
-    if not images and not videos:
-        raise ValueError("there is nothing to look at; give a picture or a video.")
+    if not asks:
+        raise ValueError("there must be at least one prompt, got none.")
+    for ask in asks:
+        _check(loaded, ask)
+    for kind in ("images", "videos"):
+        if len({bool(getattr(ask, kind)) for ask in asks}) > 1:
+            raise ValueError(f"either all prompts of a batch have {kind}, or none has.")
     processor = loaded.processor
-    if getattr(processor, "image_processor", None) is None:
-        raise ValueError(f"model {loaded.name!r} comes without a processor for pictures, only with a tokenizer.")
-    if videos and not takes_videos(processor):
-        raise ValueError(f"model {loaded.name!r} takes pictures only, no videos.")
-    text = _text(loaded, prompt, len(images), len(videos))
+    texts = [_text(loaded, ask.prompt, len(ask.images), len(ask.videos)) for ask in asks]
     begin = getattr(processor.tokenizer, "bos_token", None)
     # A template that writes the first token itself must not get a second one.
-    special = not (begin and text.startswith(begin))
+    special = not (begin and all(text.startswith(begin) for text in texts))
     extra: dict[str, Any] = {}
+    videos = [video for ask in asks for video in ask.videos]
     if videos:
         extra["videos"] = [_enough_frames(processor, video.frames) for video in videos]
         extra["video_metadata"] = [_metadata(v, len(frames)) for v, frames in zip(videos, extra["videos"], strict=True)]
         extra["do_sample_frames"] = False
-    if images:
-        extra["images"] = list(images)
+    if asks[0].images:
+        # Prompt by prompt: LLaVA-OneVision cuts a picture into tiles only if its prompt has no other.
+        extra["images"] = [list(ask.images) for ask in asks]
+    if len(asks) > 1:
+        processor.tokenizer.padding_side = "left"
+        extra["padding"] = True
     try:
-        inputs = processor(text=text, add_special_tokens=special, return_tensors="pt", **extra)
+        inputs = processor(text=texts, add_special_tokens=special, return_tensors="pt", **extra)
     except ValueError as error:
         said = reason(error).splitlines()[0]
         lengths = [len(video.frames) for video in videos]
@@ -58,6 +81,41 @@ def make_inputs(loaded: Loaded, images: Sequence[Image.Image], prompt: str, vide
         if name in inputs and inputs[name].is_floating_point():
             inputs[name] = inputs[name].to(loaded.model.dtype)
     return inputs
+
+
+def _check(loaded: Loaded, ask: Ask) -> None:
+    if not ask.prompt.strip():
+        raise ValueError("prompt must hold a question or an instruction, got nothing but spaces.")
+    if not ask.images and not ask.videos:
+        raise ValueError("there is nothing to look at; give a picture or a video.")
+    if getattr(loaded.processor, "image_processor", None) is None:
+        raise ValueError(f"model {loaded.name!r} comes without a processor for pictures, only with a tokenizer.")
+    if ask.videos and not takes_videos(loaded.processor):
+        raise ValueError(f"model {loaded.name!r} takes pictures only, no videos.")
+
+
+def continuation(loaded: Loaded, ask: Ask, answer: str) -> list[int]:
+    """The tokens that follow a prompt if the model gives an answer, up to and with the end of its turn.
+
+    Raises:
+        ValueError: The prompt is written out, or the chat template does not continue its prompt with the answer.
+    """
+    processor = loaded.processor
+    if _is_raw(processor, ask.prompt) or not getattr(processor, "chat_template", None):
+        raise ValueError("the answer to a prompt can only be read with the model's own chat template.")
+    asked = [_message(ask.prompt, len(ask.images), len(ask.videos))]
+    answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    prompt = processor.apply_chat_template(asked, add_generation_prompt=True)
+    whole = processor.apply_chat_template(answered)
+    if not whole.startswith(prompt):
+        raise ValueError(f"the chat template of {loaded.name!r} does not continue its prompt with the answer.")
+    ids = processor.tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
+    return list(ids)
+
+
+def _message(prompt: str, images: int, videos: int) -> dict[str, Any]:
+    shown = [{"type": "image"}] * images + [{"type": "video"}] * videos
+    return {"role": "user", "content": [*shown, {"type": "text", "text": prompt}]}
 
 
 def takes_videos(processor: Any) -> bool:
@@ -102,9 +160,7 @@ def _text(loaded: Loaded, prompt: str, images: int, videos: int) -> str:
             f"prompt has {needed or 'no placeholder'}, and {loaded.name!r} has no chat template that would add one; "
             "write the whole prompt with its placeholder."
         )
-    content = [{"type": kind} for kind in ("image", "video") for _ in range(wanted[kind])]
-    message = {"role": "user", "content": [*content, {"type": "text", "text": prompt}]}
-    text = processor.apply_chat_template([message], add_generation_prompt=True)
+    text = processor.apply_chat_template([_message(prompt, images, videos)], add_generation_prompt=True)
     for kind, token in tokens.items():
         if text.count(token) != wanted[kind]:
             things = f"{wanted[kind]} {'picture' if kind == 'image' else 'video'}(s)"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 _RANDOM = "random:"
+_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,7 @@ def load_model(
     name: str,
     *,
     device: str = "auto",
+    device_map: str | None = None,
     dtype: str = "auto",
     attention: str | None = None,
     trust_remote_code: bool = False,
@@ -84,6 +86,9 @@ def load_model(
     Args:
         name: A shipped model, a folder, a Hub id, or `random:NAME` and `random:NAME@small` (see `vtprune.published`).
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
+        device_map: "auto" spreads a model that is larger than one GPU over all of them, and what does not fit over the
+            CPU's memory; also "balanced", "balanced_low_0" and "sequential", as accelerate has them. Takes the place of
+            `device`. None: one device.
         dtype: "auto" (as saved; for random weights bfloat16, if small float32), "float32", "bfloat16", "float16".
         attention: Attention implementation ("sdpa", "eager", "flash_attention_2", ...); None: the model's own choice.
         trust_remote_code: Run code that comes with the checkpoint.
@@ -98,8 +103,14 @@ def load_model(
 
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f"dtype must be auto, float32, bfloat16 or float16, got {dtype!r}.")
+    if device_map is not None and device_map not in _MAPS:
+        raise ValueError(f"device_map must be one of {', '.join(_MAPS)}, got {device_map!r}.")
+    if device_map is not None and device != "auto":
+        raise ValueError(f"device_map={device_map!r} chooses the devices; device must be auto, got {device!r}.")
     device = str(usable_device(device))
     if name.lower().startswith(_RANDOM):
+        if device_map is not None:
+            raise ValueError("device_map is for models that are loaded from files; random weights go to one device.")
         return _load_random(name, device, dtype, attention)
     source = resolve_model(name)
     shared = {"trust_remote_code": trust_remote_code, "local_files_only": _without_hub(source)}
@@ -110,13 +121,15 @@ def load_model(
     if not hasattr(config, "vision_config") and not trust_remote_code:
         raise ValueError(f"model {name!r} (model type {config.model_type!r}) is no vision-language model.{_hint(name)}")
     _check_supported(name, config.model_type)  # said before gigabytes of weights are loaded
-    settings = {} if attention is None else {"attn_implementation": attention}
+    settings: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    if device_map is not None:
+        settings["device_map"] = device_map
     try:
         processor = AutoProcessor.from_pretrained(source, **shared)
         model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **shared, **settings)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model {name!r} cannot be loaded: {_first_line(error)}") from None
-    return Loaded(name, model.to(device).eval(), processor)
+    return Loaded(name, (model if device_map else model.to(device)).eval(), processor)
 
 
 def usable_device(name: str) -> torch.device:

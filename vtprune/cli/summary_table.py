@@ -1,0 +1,59 @@
+"""The figures of an evaluation as a table on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """One row per configuration; shares are of the unpruned model.
+
+    Args:
+        summary: As in a run's `summary.json`.
+    """
+    title = f"{summary['model']}, {summary['name']}: {summary['n']} questions, {summary['metric']}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("", overflow="fold", min_width=12)
+    for head in (
+        "right, %",
+        "against\nunpruned",
+        "same\nanswer, %",
+        "visual\ntokens",
+        "FLOPs,\n%",
+        "cache,\n%",
+        "first token,\nms",
+    ):
+        table.add_column(head, justify="right")
+    for figures in summary["configurations"]:
+        table.add_row(
+            figures["name"],
+            _with_interval(figures["accuracy"], figures["interval"]),
+            _difference(figures["against_unpruned"]),
+            f"{100 * figures['fidelity']['agreement']:.1f}" if figures["fidelity"] else "",
+            _number(figures["visual_tokens_mean"], "{:,.0f}"),
+            _number(figures["prefill_flops_share"], "{:.0f}", 100),
+            _number(figures["kv_bytes_share"], "{:.0f}", 100),
+            _number(figures["ttft_ms"], "{:,.0f}"),
+        )
+    return table
+
+
+def _with_interval(value: float | None, interval: list[float] | None) -> str:
+    if value is None:
+        return "-"
+    said = f"{100 * value:.1f}"
+    return said if interval is None else f"{said}\n{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+
+
+def _difference(against: dict[str, Any] | None) -> str:
+    if against is None:
+        return ""
+    said = f"{100 * against['difference']:+.1f}"
+    interval = against["interval"]
+    return said if interval is None else f"{said}\n{100 * interval[0]:+.1f} to {100 * interval[1]:+.1f}"
+
+
+def _number(value: float | None, form: str, scale: float = 1.0) -> str:
+    return "-" if value is None else form.format(scale * value)
