@@ -25,7 +25,7 @@ def test_described(name):
 
 
 @pytest.mark.parametrize("name", METRICS)
-@given(answer=st.text(max_size=40), right=st.sampled_from(CHOICES))
+@given(answer=st.text("ABYyesno12 .,'’()\n%-ä", max_size=40), right=st.sampled_from(CHOICES))
 def test_any_answer_scores_between_0_and_1(name, answer, right):
     assert 0 <= get_metric(name).score(answer, sample(right, choices=CHOICES)) <= 1
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -16,7 +17,7 @@ def test_the_front_by_its_two_properties(points):
     off = [point for point, marked in zip(points, front, strict=True) if not marked and None not in point]
     assert not any(None in point for point in on)
     ranked = sorted(set(on))
-    assert all(a[0] < b[0] and a[1] < b[1] for a, b in zip(ranked, ranked[1:], strict=False))  # it only ever rises
+    assert all(a[0] < b[0] and a[1] < b[1] for a, b in itertools.pairwise(ranked))  # it only ever rises
     assert all(any(a[0] <= b[0] and a[1] >= b[1] and a != b for a in on) for b in off)  # the front beats all others
 
 

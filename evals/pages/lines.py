@@ -1,0 +1,116 @@
+"""What plots show: quality against what it costs, a line for each method over its budgets."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from vtprune.evals.pages.pareto import pareto
+from vtprune.evals.pages.runs import UNPRUNED, Run
+
+View = Literal["tokens", "flops", "ttft"]
+VIEWS: tuple[View, ...] = ("tokens", "flops", "ttft")
+COSTS: dict[View, str] = {"tokens": "visual_tokens_share", "flops": "prefill_flops_share", "ttft": "ttft_share"}
+Interval = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dot:
+    """A configuration. Costs are shares of the unpruned model's, by view; quality is a share too.
+
+    Args:
+        name: Of the configuration.
+        quality: Mean score, or agreement with the unpruned model.
+        interval: Of 95 %; None if unknown.
+        costs: None where a cost was not measured.
+        front: In which views it is on the Pareto front.
+    """
+
+    name: str
+    quality: float
+    interval: Interval | None
+    costs: dict[View, float | None]
+    front: frozenset[View] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A method in a run, its dots in order of budget."""
+
+    run: str
+    method: str
+    dots: tuple[Dot, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """What is drawn together: runs of one model on the same questions.
+
+    Args:
+        lines: One for each method of each run.
+        unpruned: The unpruned model of each run, those that answered equally well once.
+        quality: What the quality is, for the axis.
+        costs: What is 100 % on each axis, in words; "" where the runs differ.
+    """
+
+    lines: tuple[Line, ...]
+    unpruned: tuple[Line, ...]
+    quality: str
+    costs: dict[View, str]
+
+
+def make_panel(runs: Sequence[tuple[str, Run]], quality: str, costs: dict[View, str]) -> Panel:
+    """What is known of some runs, which have right answers all or none; the front is that of all of them together.
+
+    Args:
+        runs: With their names; "" for a run that stands alone.
+        quality: As for `Panel`.
+        costs: As for `Panel`.
+    """
+    lines: list[Line] = []
+    unpruned: list[Line] = []
+    for name, run in runs:
+        found: dict[str, list[tuple[Any, Dot]]] = {}
+        for one in run.configurations:
+            dot = _dot(one, run.judged)
+            if dot is None:
+                continue
+            if one["name"] == UNPRUNED:
+                if all(dot.quality != other.dots[0].quality for other in unpruned):
+                    unpruned.append(Line(name, UNPRUNED, (dot,)))
+            else:
+                found.setdefault(one["method"], []).append((_budget(one), dot))
+        for method, dots in found.items():
+            dots.sort(key=lambda pair: pair[0])
+            lines.append(Line(name, method, tuple(dot for _, dot in dots)))
+    marked = _with_front([*unpruned, *lines])
+    return Panel(marked[len(unpruned) :], marked[: len(unpruned)], quality, costs)
+
+
+def _dot(one: dict[str, Any], judged: bool) -> Dot | None:
+    """None if nothing is known of its quality."""
+    costs: dict[View, float | None] = {view: one[name] for view, name in COSTS.items()}
+    if one["name"] == UNPRUNED:
+        costs = dict.fromkeys(VIEWS, 1.0)
+    if judged:
+        quality, interval = one["accuracy"], one["interval"]
+    elif one["name"] == UNPRUNED:
+        quality, interval = 1.0, None
+    else:
+        fidelity = one["fidelity"] or {}
+        quality, interval = fidelity.get("agreement"), fidelity.get("agreement_interval")
+    return None if quality is None else Dot(one["name"], quality, tuple(interval) if interval else None, costs)
+
+
+def _budget(one: dict[str, Any]) -> tuple[float, float]:
+    """What budgets are sorted by: the tokens that are left, and the number as it was given."""
+    return (one["visual_tokens_mean"] or 0, one["keep"] or 0)
+
+
+def _with_front(lines: Sequence[Line]) -> tuple[Line, ...]:
+    dots = [dot for line in lines for dot in line.dots]
+    fronts = {view: iter(pareto([(dot.costs[view], dot.quality) for dot in dots])) for view in VIEWS}
+    marked = iter([dataclasses.replace(dot, front=frozenset(v for v in VIEWS if next(fronts[v]))) for dot in dots])
+    return tuple(dataclasses.replace(line, dots=tuple(itertools.islice(marked, len(line.dots)))) for line in lines)
