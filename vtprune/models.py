@@ -5,14 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import socket
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
-from huggingface_hub import constants
+from vtprune.hub import hub_out_of_reach
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +110,7 @@ def load_model(
             raise ValueError("device_map is for models that are loaded from files; random weights go to one device.")
         return _load_random(name, device, dtype, attention)
     source = resolve_model(name)
-    shared = {"trust_remote_code": trust_remote_code, "local_files_only": _without_hub(source)}
+    shared = {"trust_remote_code": trust_remote_code, "local_files_only": Path(source).is_dir() or hub_out_of_reach()}
     try:
         config = AutoConfig.from_pretrained(source, **shared)
     except (OSError, ValueError, StrictDataclassError) as error:
@@ -173,19 +170,6 @@ def _check_supported(name: str, model_type: str) -> None:
 
     if model_type not in supported_model_types():
         raise ValueError(f"model {name!r} {unsupported(model_type)}")
-
-
-def _without_hub(source: str) -> bool:
-    """Whether to look on this machine only: without asking, half a minute of retries goes by where there is no net."""
-    if Path(source).is_dir():
-        return True
-    if getproxies():
-        return False
-    try:
-        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
-    except OSError:
-        return True
-    return False
 
 
 def _first_line(error: BaseException) -> str:

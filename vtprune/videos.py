@@ -89,7 +89,7 @@ def load_video(path: str | os.PathLike[str], *, frames: int | None = None, fps: 
         ValueError: `frames` or `fps` is out of range; the file is a URL, empty, no video, without pictures, truncated
             or damaged; or the frames asked for have more than `MAX_PIXELS` pixels.
     """
-    _check_sampling(frames, fps)
+    check_sampling(frames, fps)
     if _URL.match(os.fsdecode(path)):
         raise ValueError(f"video {os.fsdecode(path)!r} is a URL; download it and give the file.")
     path = Path(os.fsdecode(path))
@@ -111,7 +111,12 @@ def _load(decord: ModuleType, path: Path, frames: int | None, fps: float | None)
     return Video(pixels, tuple(indices), times, rate, len(starts), duration)
 
 
-def _check_sampling(frames: int | None, fps: float | None) -> None:
+def check_sampling(frames: int | None, fps: float | None) -> None:
+    """Check what `load_video` is to be given.
+
+    Raises:
+        ValueError: `frames` or `fps` is out of range.
+    """
     if frames is not None and (isinstance(frames, bool) or not isinstance(frames, Integral) or frames < 1):
         raise ValueError(f"frames must be a whole number >= 1, got {frames!r}.")
     if fps is not None and (isinstance(fps, bool) or not isinstance(fps, Real) or not 0 < fps < math.inf):

@@ -131,8 +131,8 @@ def test_hub_id_that_cannot_be_reached(refused, monkeypatch):
     def no_net(*_):
         raise OSError("no name service")
 
-    monkeypatch.setattr("vtprune.models.getproxies", dict)
-    monkeypatch.setattr("vtprune.models.socket.getaddrinfo", no_net)
+    monkeypatch.setattr("vtprune.hub.getproxies", dict)
+    monkeypatch.setattr("vtprune.hub.socket.getaddrinfo", no_net)
     refused(model="nobody/tiny-llava", said=["'nobody/tiny-llava' cannot be loaded", "Shipped models"])
     refused(model="nobody/a b c", said="nobody/a b c")
 
