@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import difflib
 
+from vtprune.evals.metrics.anls import ANLS
 from vtprune.evals.metrics.base import Metric
 from vtprune.evals.metrics.exact_match import EXACT_MATCH
 from vtprune.evals.metrics.letter import LETTER
 from vtprune.evals.metrics.likelihood import LIKELIHOOD
+from vtprune.evals.metrics.mme import MME
+from vtprune.evals.metrics.relaxed_accuracy import RELAXED_ACCURACY
+from vtprune.evals.metrics.token_f1 import TOKEN_F1
+from vtprune.evals.metrics.vqa_accuracy import VQA_ACCURACY
 from vtprune.evals.metrics.yes_no import YES_NO
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (EXACT_MATCH, LETTER, LIKELIHOOD, YES_NO)}
+_ALL = (EXACT_MATCH, RELAXED_ACCURACY, VQA_ACCURACY, ANLS, TOKEN_F1, LETTER, LIKELIHOOD, YES_NO, MME)
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 """All metrics by name."""
 
 

@@ -6,7 +6,8 @@ The first sentence is read. It says what it begins with, "yes" or "no"; else "ye
 "no" if it holds a denial ("no", "not", "cannot", a verb in "n't") and no "yes"; else nothing, which is never right.
 
 Differs from the official `evaluate.py`: there all that holds no denial counts as "yes", be it empty or about
-something else. Where every answer begins with "yes" or "no" the two agree.
+something else. lmms-eval takes nothing but the bare words, leaves other answers out of recall, and its yes ratio is
+that of the right answers. Where every answer begins with "yes" or "no", the official numbers and ours are the same.
 """
 
 from __future__ import annotations
