@@ -1,4 +1,4 @@
-"""Several processes that share a run, as `accelerate launch` or `torchrun` start them; one where none did."""
+"""Several processes that share a run, as `accelerate launch`, `torchrun` or `mpirun` start them; else one."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ import os
 
 _PATIENCE = datetime.timedelta(days=7)
 """How long processes wait for the slowest one: shares of a run may differ by hours."""
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""How launchers tell the number of processes: torchrun and accelerate, then kinds of mpirun."""
 
 
 class Processes:
     """The processes of a run, of which this is one.
 
     Args:
-        device: As `--device` has it: "cpu" lets processes meet without a GPU.
+        device: As `--device` has it: "cpu" does without GPUs that are there.
     """
 
     def __init__(self, device: str = "auto") -> None:
-        self.count = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
-        self._state = None
-        if self.count > 1:
+        self.count, self.rank, self._state = 1, 0, None
+        if any(int(os.environ.get(name) or 1) > 1 for name in _SIZES):
+            import torch
             from accelerate import PartialState
-            from accelerate.utils import InitProcessGroupKwargs
 
-            options = InitProcessGroupKwargs(timeout=_PATIENCE).to_kwargs()
-            self._state = PartialState(cpu=device == "cpu", **options)
+            cpu = device == "cpu" or not torch.accelerator.is_available()
+            self._state = PartialState(cpu=cpu, timeout=_PATIENCE)
+            self.count, self.rank = self._state.num_processes, self._state.process_index
 
     @property
     def first(self) -> bool:
