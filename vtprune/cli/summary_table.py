@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 
@@ -14,16 +15,16 @@ def summary_table(summary: dict[str, Any]) -> Table:
         summary: As in a run's `summary.json`.
     """
     title = f"{summary['model']}, {summary['name']}: {summary['n']} questions, {summary['metric']}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("", overflow="fold", min_width=12)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", overflow="fold", min_width=13)
     for head in (
         "right, %",
         "against\nunpruned",
-        "same\nanswer, %",
+        "same\nas it, %",
         "visual\ntokens",
         "FLOPs,\n%",
         "cache,\n%",
-        "first token,\nms",
+        "first\ntoken, ms",
     ):
         table.add_column(head, justify="right")
     for figures in summary["configurations"]:
