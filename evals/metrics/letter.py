@@ -6,8 +6,8 @@ decides:
 
 1. The answer, or its first line, is a letter: "B", "(b)", "B.".
 2. The answer is the text of an option, as `exact_match` sees it.
-3. It begins with a lettered option: "B. red circle", "(b) red circle", "B: red circle"; without such a mark if the
-   option's own text is all that follows: "B red circle".
+3. It begins with a lettered option: "B. red circle", "(b) red circle", "B: red circle", "B, because"; without such
+   a mark if the option's own text is all that follows: "B red circle".
 4. It states a letter: "The answer is B", "Answer: (B)", "the correct option is B", "\boxed{B}"; of several statements
    the last.
 5. All options that it mentions, by a capital letter on its own or by the option's whole text, are the same one. Capital
@@ -33,10 +33,15 @@ _MARKS = re.compile(r"[*`\"“”]")  # of Markdown and quotation
 _WHOLE = re.compile(r"[(\[]?([A-Za-z])[)\].:,]*")
 _PAIR = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:,]*|\s+-)\s+(.*)", re.DOTALL)
 # What follows must be no further letter: "A. B.", "A) and B)".
-_OPENING = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]+|\s+-)\s+(?!(?:and|or)\s|[(\[]?[A-Z](?:[)\].:,]|\s*$))")
+_OPENING = re.compile(
+    r"[(\[]?([A-Za-z])(?:[)\].:]+|\s+-|,(?=\s+[a-z]{2}))\s+(?!(?:and|or)\s|[(\[]?[A-Z](?:[)\].:,]|\s*$))"
+)
+_LATIN = "0-9A-Za-zÀ-ɏ_"  # Chinese has no spaces: "答案是B"
 # A capital letter on its own, and no English word.
-_CAPITAL = r"(?<![\w'’-])(?:[B-HJ-Z]|[AI](?![ \t]+(?!(?:and|as|because|is|or|since|which)\b)\w))(?!['’-]?\w)"
-_MENTIONED = re.compile(rf"({_CAPITAL})|\b(?i:option|choice)\s+([A-Z])(?!['’-]?\w)")
+_CAPITAL = (
+    rf"(?<![{_LATIN}'’-])(?:[B-HJ-Z]|[AI](?![ \t]+(?!(?:and|as|because|is|or|since|which)\b)\w))(?!['’-]?[{_LATIN}])"
+)
+_MENTIONED = re.compile(rf"({_CAPITAL})|\b(?i:option|choice)\s+([A-Z])(?!['’-]?[{_LATIN}])")
 _STATED = re.compile(
     r"(?:\\boxed\{(?:\\text\{)?|"
     r"\b(?i:answer|(?:correct|right|best)\s+(?:option|choice))(?i:\s+is|\s+(?:should|would|must)\s+be)?"

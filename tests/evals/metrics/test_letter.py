@@ -48,6 +48,7 @@ PETS = ("dog", "cat")
         ("**B.** red circle", SHAPES, "B"),
         ("B, because the circle is red", SHAPES, "B"),
         ("B. It is not the blue square.", SHAPES, "B"),
+        ("B, since A and C are wrong", SHAPES, "B"),
         ("B. A red thing", SHAPES, "B"),
         # A statement.
         ("The answer is B", SHAPES, "B"),
@@ -65,6 +66,7 @@ PETS = ("dog", "cat")
         ("It's A.", SHAPES, "A"),
         ("Option A shows it", SHAPES, "A"),
         ("A is right", SHAPES, "A"),
+        ("答案是B。", SHAPES, "B"),
         # English words are no letters.
         ("A cat", PETS, "B"),
         ("A Cat.", PETS, "B"),
@@ -99,6 +101,8 @@ PETS = ("dog", "cat")
         ("The answer is E", SHAPES, None),
         ("A, B", SHAPES, None),
         ("A or B", SHAPES, None),
+        ("A, or maybe B", SHAPES, None),
+        ("A, B, and C are", SHAPES, None),
         ("A) and B)", SHAPES, None),
         ("A. B. C. D.", SHAPES, None),
         ("the red circle or the blue square", SHAPES, None),
