@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,9 +103,18 @@ def continuation(loaded: Loaded, ask: Ask, answer: str) -> list[int]:
     processor = loaded.processor
     if _is_raw(processor, ask.prompt) or not getattr(processor, "chat_template", None):
         raise ValueError("the answer to a prompt can only be read with the model's own chat template.")
-    asked = [_message(ask.prompt, len(ask.images), len(ask.videos))]
-    answered = [*asked, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-    prompt = processor.apply_chat_template(asked, add_generation_prompt=True)
+    return continued(loaded, [_message(ask.prompt, len(ask.images), len(ask.videos))], answer)
+
+
+def continued(loaded: Loaded, messages: Sequence[Mapping[str, Any]], answer: str) -> list[int]:
+    """The tokens that follow messages if the model gives an answer, up to and with the end of its turn.
+
+    Raises:
+        ValueError: The chat template does not continue its prompt with the answer.
+    """
+    processor = loaded.processor
+    answered = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
     whole = processor.apply_chat_template(answered)
     if not whole.startswith(prompt):
         raise ValueError(f"the chat template of {loaded.name!r} does not continue its prompt with the answer.")

@@ -55,13 +55,15 @@ class FirstToken(LogitsProcessor):
         return scores
 
 
-def answer(loaded: Loaded, inputs: Any, max_new_tokens: int) -> Answered:
-    """Answer a batch by ordinary greedy generation, with whatever is applied to the model.
+def answer(loaded: Loaded, inputs: Any, max_new_tokens: int, *, do_sample: bool = False, **settings: Any) -> Answered:
+    """Answer a batch by ordinary generation, greedy by default, with whatever is applied to the model.
 
     Args:
         loaded: Model and processor.
         inputs: As `vtprune.inputs.make_batch` makes them.
         max_new_tokens: Answers are cut off there.
+        do_sample: Draw tokens at random.
+        **settings: Further ones of `generate`.
     """
     model, device = loaded.model, loaded.model.device
     first = FirstToken(device)
@@ -69,7 +71,11 @@ def answer(loaded: Loaded, inputs: Any, max_new_tokens: int) -> Answered:
     start = time.perf_counter()
     with torch.inference_mode():
         generated = model.generate(
-            **inputs, do_sample=False, max_new_tokens=max_new_tokens, logits_processor=LogitsProcessorList([first])
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            logits_processor=LogitsProcessorList([first]),
+            **settings,
         )
     synchronize(device)
     end = time.perf_counter()
