@@ -111,9 +111,9 @@ def command(benchmark: Benchmark, root: str) -> str:
 
 
 def how_to_get(benchmark: Benchmark, root: Path) -> str:
-    """How to download a benchmark to where it is looked for, in a sentence."""
-    unpack = " - and unpack its zip files there, if any" if isinstance(benchmark.media, VideoFiles) else ""
-    return f"Get it with: {command(benchmark, shlex.quote(str(root)))}{unpack}."
+    """How to download a benchmark to where it is looked for; ends with a command that can be copied."""
+    unpack = " (then unpack its zip files there, if any)" if isinstance(benchmark.media, VideoFiles) else ""
+    return f"Get it with{unpack}: {command(benchmark, shlex.quote(str(root)))}"
 
 
 def _check_datasets() -> None:

@@ -24,6 +24,7 @@ from tests.evals.data.published import PUBLISHED, colour, picture
 from vtprune.evals.data.benchmarks import BENCHMARKS, places, read_benchmark, tables
 from vtprune.evals.data.benchmarks.page import page
 from vtprune.evals.data.benchmarks.videos import VideoFolder
+from vtprune.evals.metrics import get_metric
 
 NAMES = sorted(BENCHMARKS)
 PICTURES = [name for name in NAMES if PUBLISHED[name].pictures]
@@ -66,6 +67,7 @@ def test_read(folder, name):
     found = read_benchmark(name)
     assert [fields(sample) for sample in found.samples] == published.expected
     assert (found.name, found.metric) == (name, published.metric)
+    get_metric(found.metric).check(found.samples)
     for sample, number in zip(found.samples, published.pictures, strict=False):
         assert sample.media[0].kind == "image"
         image = sample.media[0].load()
@@ -150,9 +152,10 @@ def test_nothing_there_and_no_network(folder, name, monkeypatch):
     assert time.monotonic() - start < 5
     said, benchmark = str(caught.value), BENCHMARKS[name]
     assert said.startswith(f"{name} is not there: no {benchmark.parts[0].files} in '{folder / name}', and the Hub")
-    assert f"hf download {benchmark.repository} --repo-type dataset --local-dir {folder / name}" in said
+    command = f": hf download {benchmark.repository} --repo-type dataset --local-dir {folder / name}"
     if name in PICTURES:
-        assert all(f"--include '{pattern}'" in said for pattern in benchmark.files)
+        command += "".join(f" --include '{pattern}'" for pattern in benchmark.files)
+    assert said.endswith(command + (" --revision video" if name == "mvbench" else ""))
 
 
 def test_a_folder_that_was_asked_for_is_the_only_place(folder, tmp_path, monkeypatch):
@@ -212,7 +215,7 @@ def test_limit_reads_no_more_files_than_it_needs(folder):
     found = read_benchmark("vqav2", limit=1)
     assert [fields(sample) for sample in found.samples] == PUBLISHED["vqav2"].expected[:1]
     with pytest.raises(
-        FileNotFoundError, match=r"vqav2 is incomplete: of 2 files like .* number 1 is missing\. Get it"
+        FileNotFoundError, match=r"vqav2 is incomplete: of 2 files like .* number 1 is missing\. Get it with: hf"
     ):
         read_benchmark("vqav2")
 
