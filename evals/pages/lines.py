@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from vtprune.evals.pages.pareto import pareto
 from vtprune.evals.pages.runs import UNPRUNED, Run
+from vtprune.evals.pages.words import amount, short
 
 View = Literal["tokens", "flops", "ttft"]
 VIEWS: tuple[View, ...] = ("tokens", "flops", "ttft")
@@ -50,7 +51,7 @@ class Panel:
 
     Args:
         lines: One for each method of each run.
-        unpruned: The unpruned model of each run, those that answered equally well once.
+        unpruned: The unpruned model of each run.
         quality: What the quality is, for the axis.
         costs: What is 100 % on each axis, in words; "" where the runs differ.
     """
@@ -60,14 +61,18 @@ class Panel:
     quality: str
     costs: dict[View, str]
 
+    def fronts(self) -> dict[tuple[str, str], frozenset[View]]:
+        """By run and configuration: in which views it is on the Pareto front."""
+        return {(line.run, dot.name): dot.front for line in (*self.unpruned, *self.lines) for dot in line.dots}
 
-def make_panel(runs: Sequence[tuple[str, Run]], quality: str, costs: dict[View, str]) -> Panel:
-    """What is known of some runs, which have right answers all or none; the front is that of all of them together.
+
+def make_panel(runs: Sequence[tuple[str, Run]]) -> Panel:
+    """What is known of some runs, which have right answers all or none.
+
+    The front of one run is that of its summary; of several, that of all of them together.
 
     Args:
         runs: With their names; "" for a run that stands alone.
-        quality: As for `Panel`.
-        costs: As for `Panel`.
     """
     lines: list[Line] = []
     unpruned: list[Line] = []
@@ -75,18 +80,32 @@ def make_panel(runs: Sequence[tuple[str, Run]], quality: str, costs: dict[View, 
         found: dict[str, list[tuple[Any, Dot]]] = {}
         for one in run.configurations:
             dot = _dot(one, run.judged)
-            if dot is None:
-                continue
-            if one["name"] == UNPRUNED:
-                if all(dot.quality != other.dots[0].quality for other in unpruned):
-                    unpruned.append(Line(name, UNPRUNED, (dot,)))
-            else:
+            if dot is not None and one["name"] == UNPRUNED:
+                unpruned.append(Line(name, UNPRUNED, (dot,)))
+            elif dot is not None:
                 found.setdefault(one["method"], []).append((_budget(one), dot))
         for method, dots in found.items():
             dots.sort(key=lambda pair: pair[0])
             lines.append(Line(name, method, tuple(dot for _, dot in dots)))
-    marked = _with_front([*unpruned, *lines])
-    return Panel(marked[len(unpruned) :], marked[: len(unpruned)], quality, costs)
+    if len(runs) > 1:
+        marked = _with_front([*unpruned, *lines])
+        unpruned, lines = marked[: len(unpruned)], marked[len(unpruned) :]
+    costs = [costs_in_words(run) for _, run in runs]
+    same: dict[View, str] = {
+        view: costs[0][view] if all(x[view] == costs[0][view] for x in costs) else "" for view in VIEWS
+    }
+    return Panel(tuple(lines), tuple(unpruned), f"{runs[0][1].quality}, %", same)
+
+
+def costs_in_words(run: Run) -> dict[View, str]:
+    """What the unpruned model spends on a question; "" where that is not known."""
+    unpruned = run.configurations[0]
+    tokens, flops, first = (unpruned[name] for name in ("visual_tokens_mean", "prefill_flops_mean", "ttft_ms"))
+    return {
+        "tokens": "" if tokens is None else short(tokens),
+        "flops": "" if flops is None else amount(flops, "FLOPs"),
+        "ttft": "" if first is None else f"{short(first)} ms",
+    }
 
 
 def _dot(one: dict[str, Any], judged: bool) -> Dot | None:
@@ -101,7 +120,10 @@ def _dot(one: dict[str, Any], judged: bool) -> Dot | None:
     else:
         fidelity = one["fidelity"] or {}
         quality, interval = fidelity.get("agreement"), fidelity.get("agreement_interval")
-    return None if quality is None else Dot(one["name"], quality, tuple(interval) if interval else None, costs)
+    if quality is None:
+        return None
+    front = frozenset(view for view in VIEWS if one["pareto"][view])
+    return Dot(one["name"], quality, tuple(interval) if interval else None, costs, front)
 
 
 def _budget(one: dict[str, Any]) -> tuple[float, float]:
@@ -109,8 +131,8 @@ def _budget(one: dict[str, Any]) -> tuple[float, float]:
     return (one["visual_tokens_mean"] or 0, one["keep"] or 0)
 
 
-def _with_front(lines: Sequence[Line]) -> tuple[Line, ...]:
+def _with_front(lines: Sequence[Line]) -> list[Line]:
     dots = [dot for line in lines for dot in line.dots]
     fronts = {view: iter(pareto([(dot.costs[view], dot.quality) for dot in dots])) for view in VIEWS}
     marked = iter([dataclasses.replace(dot, front=frozenset(v for v in VIEWS if next(fronts[v]))) for dot in dots])
-    return tuple(dataclasses.replace(line, dots=tuple(itertools.islice(marked, len(line.dots)))) for line in lines)
+    return [dataclasses.replace(line, dots=tuple(itertools.islice(marked, len(line.dots)))) for line in lines]

@@ -59,8 +59,9 @@ def draw_panel(panel: Panel, view: View, key: str) -> str:
         handles, labels = [], []
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         axes = figure.subplots()
-        for number, line in enumerate(panel.unpruned):
-            labels.append(_label(line, panel.unpruned))
+        unpruned = list({line.dots[0].quality: line for line in reversed(panel.unpruned)}.values())[::-1]
+        for number, line in enumerate(unpruned):
+            labels.append(_label(line, unpruned))
             handles.append(_unpruned(axes, line.dots[0], view, number))
         styles = _styles(panel.lines)
         for number, (line, style) in enumerate(zip(panel.lines, styles, strict=True)):

@@ -6,22 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from vtprune.evals.pages.lines import VIEWS, Panel
+from vtprune.evals.pages.plots import NAMES, draw_panel
 from vtprune.evals.table import write_whole
 
 _TEMPLATES = Path(__file__).parent / "templates"
-
-
-def check_libraries() -> None:
-    """Say so early if a page could not be made.
-
-    Raises:
-        ValueError: matplotlib or jinja2 is not installed.
-    """
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"{error.name} is missing, which pages are made with: pip install 'vtprune[eval]'.") from None
 
 
 def render(template: str, out: Path, **content: Any) -> Path:
@@ -33,10 +22,8 @@ def render(template: str, out: Path, **content: Any) -> Path:
         content: What the template asks for.
 
     Raises:
-        ValueError: A library is missing.
         OSError: The file cannot be written.
     """
-    check_libraries()
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -52,12 +39,17 @@ def render(template: str, out: Path, **content: Any) -> Path:
     return out
 
 
-def svg(drawn: str) -> Any:
-    """A plot, which is not escaped."""
-    check_libraries()
+def draw_all(panel: Panel, key: str) -> list[tuple[str, Any]]:
+    """The plots of a panel with their titles, as they stand on a page; none if it has no lines.
+
+    Args:
+        panel: What is drawn.
+        key: What all ids begin with.
+    """
     from markupsafe import Markup
 
-    return Markup(drawn)
+    views = VIEWS if panel.lines else ()
+    return [(f"Against {NAMES[view]}", Markup(draw_panel(panel, view, f"{key}-{view}"))) for view in views]
 
 
 def _breakable(name: str) -> Any:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import datetime
 from pathlib import Path
 from typing import Any
 
 from vtprune.evals.pages.changes import GROUPS, Changes, find_changes
 from vtprune.evals.pages.headline import headlines
-from vtprune.evals.pages.lines import VIEWS, View, make_panel
-from vtprune.evals.pages.plots import NAMES, draw_panel
-from vtprune.evals.pages.render import render, svg
+from vtprune.evals.pages.lines import make_panel
+from vtprune.evals.pages.render import draw_all, render
 from vtprune.evals.pages.runs import Run, read_run
 from vtprune.evals.pages.tables import by_kind, details, overview
-from vtprune.evals.pages.words import amount, short, value_in_words
+from vtprune.evals.pages.words import value_in_words
+from vtprune.evals.runner.folder import REPORT
 from vtprune.evals.runner.records import Record
 
 _PICTURES = 96  # in all, so that the page of a large run still opens
@@ -52,23 +51,23 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         The file that was written.
 
     Raises:
-        ValueError: It is not the folder of a finished run, it is damaged, or matplotlib or jinja2 is missing.
+        ValueError: It is not the folder of a finished run, or it is damaged.
         OSError: A file cannot be read or written.
     """
     run = read_run(folder)
-    return render("report.html", out or folder / "report.html", **_content(run))
+    return render("report.html", out or folder / REPORT, **_content(run))
 
 
 def _content(run: Run) -> dict[str, Any]:
-    summary = run.summary
+    summary, panel = run.summary, make_panel([("", run)])
     configurations = [one["name"] for one in run.configurations]
     return {
         "title": f"{summary['model']} on {summary['name']}",
         "run": run,
-        "date": _date(run),
+        "date": run.date,
         "headlines": headlines(run),
-        "plots": _plots(run),
-        "overview": overview(run),
+        "plots": draw_all(panel, "plot"),
+        "overview": overview([("", run)], panel),
         "kinds": by_kind(run),
         "details": details(run),
         "notes": [(one["name"], note) for one in run.configurations for note in one.get("notes", ())],
@@ -81,29 +80,6 @@ def _content(run: Run) -> dict[str, Any]:
         ],
         "command": run.config.get("command", ""),
     }
-
-
-def _date(run: Run) -> str:
-    started = datetime.datetime.fromisoformat(run.config["started"])
-    return f"{started.day} {started:%B %Y}"
-
-
-def costs_of(run: Run) -> dict[View, str]:
-    """What the unpruned model spends on a question, for the axes."""
-    unpruned = run.configurations[0]
-    tokens, flops, first = (unpruned[name] for name in ("visual_tokens_mean", "prefill_flops_mean", "ttft_ms"))
-    return {
-        "tokens": "" if tokens is None else short(tokens),
-        "flops": "" if flops is None else amount(flops, "FLOPs"),
-        "ttft": "" if first is None else f"{short(first)} ms",
-    }
-
-
-def _plots(run: Run) -> list[tuple[str, Any]]:
-    panel = make_panel([("", run)], f"{run.quality}, %", costs_of(run))
-    if not panel.lines:
-        return []
-    return [(f"Against {NAMES[view]}", svg(draw_panel(panel, view, f"plot-{view}"))) for view in VIEWS]
 
 
 def _changes(run: Run) -> list[dict[str, Any]]:
@@ -133,8 +109,13 @@ def _with_pictures(pairs: list[tuple[Record, Record]]) -> list[tuple[Record, Rec
 def _card(run: Run, before: Record, after: Record) -> Card:
     answers = [("right", " / ".join(dict.fromkeys(after.answers)))] if after.answers else []
     answers += [("unpruned", before.answer or ""), ("pruned", after.answer or "")]
-    picture = "" if after.picture is None else data_uri(run.folder / "pictures" / after.picture)
-    return Card(picture, ", ".join(after.media), _cut(after.question), tuple((x, _cut(text)) for x, text in answers))
+    path = run.picture(after)
+    return Card(
+        "" if path is None else data_uri(path),
+        ", ".join(after.media),
+        _cut(after.question),
+        tuple((what, _cut(text)) for what, text in answers),
+    )
 
 
 def data_uri(path: Path) -> str:

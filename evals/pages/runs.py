@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vtprune.evals.runner.configurations import UNPRUNED
+from vtprune.evals.runner.folder import CONFIG, FORMAT, PICTURES, QUESTIONS, SUMMARY
 from vtprune.evals.runner.records import Record
 
-FORMAT = 1
-"""Format of `summary.json` that is understood."""
-
-UNPRUNED = "unpruned"
+__all__ = ["UNPRUNED", "Run", "read_run"]
 
 GRADED = ("anls", "token_f1", "vqa_accuracy")
 """Metrics that know more than right and wrong."""
@@ -39,6 +39,16 @@ class Run:
         """The unpruned model first."""
         found: list[dict[str, Any]] = self.summary["configurations"]
         return found
+
+    @property
+    def date(self) -> str:
+        """When it was started, in UTC."""
+        started = datetime.datetime.fromisoformat(self.config["started"])
+        return f"{started.day} {started:%B %Y}"
+
+    def picture(self, record: Record) -> Path | None:
+        """The overlay of a question; None if none was drawn."""
+        return None if record.picture is None else self.folder / PICTURES / record.picture
 
     @property
     def judged(self) -> bool:
@@ -66,14 +76,12 @@ class Run:
         last = -1
         for index, records in itertools.groupby(self._records(), key=lambda record: record.index):
             if index <= last:
-                raise ValueError(
-                    f"{self.folder / 'questions.jsonl'} is not in order: question {index} is behind {last}."
-                )
+                raise ValueError(f"{self.folder / QUESTIONS} is not in order: question {index} is behind {last}.")
             last = index
             yield {record.configuration: record for record in records}
 
     def _records(self) -> Iterator[Record]:
-        path = self.folder / "questions.jsonl"
+        path = self.folder / QUESTIONS
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
@@ -90,19 +98,19 @@ def read_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise ValueError(f"{str(folder)!r} is not a folder; give one that `vtprune eval` wrote.")
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise ValueError(
             f"{str(folder)!r} is not the folder of a run (no config.json); give one that `vtprune eval` wrote."
         )
-    if not (folder / "summary.json").is_file():
+    if not (folder / SUMMARY).is_file():
         raise ValueError(
             f"the run in {str(folder)!r} is not finished (no summary.json): give the same `vtprune eval` command once "
             "more, it goes on where it stopped."
         )
-    config, summary = (_document(folder / name) for name in ("config.json", "summary.json"))
+    config, summary = (_document(folder / name) for name in (CONFIG, SUMMARY))
     if summary.get("format") != FORMAT:
         raise ValueError(
-            f"{folder / 'summary.json'} has format {summary.get('format')!r}, and this version of vtprune reads format "
+            f"{folder / SUMMARY} has format {summary.get('format')!r}, and this version of vtprune reads format "
             f"{FORMAT}; use the version that wrote it, or run the evaluation again."
         )
     return Run(folder, summary, config)

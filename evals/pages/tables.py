@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from vtprune.evals.pages.compare import Section
+from vtprune.evals.pages.lines import Panel, View
 from vtprune.evals.pages.runs import UNPRUNED, Run
-from vtprune.evals.pages.words import NOTHING, amount, percent, percents, point_range, points, short
+from vtprune.evals.pages.words import NOTHING, amount, percent, percents, point_range, points, short, value_in_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,30 +42,44 @@ class Table:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
-def overview(run: Run) -> Table:
-    """Quality and costs of all configurations; columns of which nothing is known are left out."""
-    columns: dict[str, Callable[[dict[str, Any]], Cell]] = {
-        run.quality if run.judged else "": lambda one: Cell(percent(one["accuracy"]), percents(one["interval"])),
-        "difference, points": lambda one: difference(one["against_unpruned"]),
-        "same answer": _agreement,
-        "visual tokens": lambda one: Cell(
-            short(one["visual_tokens_mean"]), _share(one, "visual_tokens_share"), front=one["pareto"]["tokens"]
+def overview(runs: Sequence[tuple[str, Run]], panel: Panel) -> Table:
+    """Quality and costs of all configurations; columns of which nothing is known are left out.
+
+    Args:
+        runs: With their names; "" for a run that stands alone. They have right answers all or none.
+        panel: The same runs, which says what is on the front.
+    """
+    fronts = panel.fronts()
+    rows = [
+        (name, one, fronts.get((name, one["name"]), frozenset())) for name, run in runs for one in run.configurations
+    ]
+    columns: dict[str, Callable[[dict[str, Any], frozenset[View]], Cell]] = {
+        runs[0][1].quality: lambda one, front: Cell(percent(one["accuracy"]), percents(one["interval"])),
+        "difference, points": lambda one, front: difference(one["against_unpruned"]),
+        "same answer": lambda one, front: _agreement(one),
+        "visual tokens": lambda one, front: Cell(
+            short(one["visual_tokens_mean"]), _share(one, "visual_tokens_share"), front="tokens" in front
         ),
-        "prefill FLOPs": lambda one: Cell(
-            amount(one["prefill_flops_mean"]), _share(one, "prefill_flops_share"), front=one["pareto"]["flops"]
+        "prefill FLOPs": lambda one, front: Cell(
+            amount(one["prefill_flops_mean"]), _share(one, "prefill_flops_share"), front="flops" in front
         ),
-        "KV cache": lambda one: Cell(amount(one["kv_bytes_mean"], "B", 1024), _share(one, "kv_bytes_share")),
-        "first token, ms": lambda one: Cell(
-            short(one["ttft_ms"]), _share(one, "ttft_share"), front=one["pareto"]["ttft"]
+        "KV cache": lambda one, front: Cell(amount(one["kv_bytes_mean"], "B", 1024), _share(one, "kv_bytes_share")),
+        "first token, ms": lambda one, front: Cell(
+            short(one["ttft_ms"]), _share(one, "ttft_share"), front="ttft" in front
         ),
-        "KL, nats": lambda one: Cell(short((one["fidelity"] or {}).get("kl"))),
+        "KL, nats": lambda one, front: Cell(short((one["fidelity"] or {}).get("kl"))),
     }
-    if run.summary["failed"]:
-        columns["failed"] = lambda one: Cell(str(one["failed"]))
-    cells = {head: [of(one) for one in run.configurations] for head, of in columns.items()}
+    if any(run.summary["failed"] for _, run in runs):
+        columns["failed"] = lambda one, front: Cell(str(one["failed"]))
+    cells = {head: [column(one, front) for _, one, front in rows] for head, column in columns.items()}
     known = {head: column for head, column in cells.items() if any(cell.value != NOTHING for cell in column)}
-    names = [one["name"] for one in run.configurations]
+    names = [full_name(name, one["name"]) for name, one, _ in rows]
     return Table(tuple(known), tuple(zip(names, zip(*known.values(), strict=True), strict=True)))
+
+
+def full_name(run: str, configuration: str) -> str:
+    """A configuration among those of several runs."""
+    return f"{run}: {configuration}" if run else configuration
 
 
 def by_kind(run: Run) -> Table | None:
@@ -88,9 +104,45 @@ def details(run: Run) -> Table | None:
     return Table(tuple(name.replace("_", " ") for name in names), tuple(rows))
 
 
+def differences(section: Section) -> Table | None:
+    """Of the later runs to the first one; None if there is one run."""
+    rows = [
+        (
+            full_name(one.run, one.configuration),
+            (
+                Cell(full_name(one.against_run, one.against)),
+                Cell(str(one.n)),
+                difference({"difference": one.difference, "interval": one.interval}),
+            ),
+        )
+        for one in section.differences
+    ]
+    return Table(("compared with", "questions of both", "difference, points"), tuple(rows)) if rows else None
+
+
+def about_runs(runs: Sequence[tuple[str, Run]]) -> Table:
+    """What tells runs apart."""
+    rows = []
+    for name, run in runs:
+        settings, environment = run.summary["settings"], run.summary["environment"]
+        device = environment.get("cpu") if environment.get("device") == "cpu" else environment.get("device")
+        said = (
+            run.date,
+            f"{run.summary['n']:,}",
+            settings.get("dtype"),
+            settings.get("batch_size"),
+            device,
+            environment.get("vtprune"),
+            environment.get("transformers"),
+        )
+        rows.append((name, tuple(Cell(value_in_words(value)) for value in said)))
+    heads = ("date", "questions", "numbers", "batch size", "machine", "vtprune", "transformers")
+    return Table(heads, tuple(rows))
+
+
 def difference(against: dict[str, Any] | None) -> Cell:
     """A paired difference with its interval."""
-    if against is None:
+    if against is None or against["difference"] is None:
         return Cell(NOTHING)
     interval = against["interval"]
     strong = interval is not None and (interval[0] > 0 or interval[1] < 0)

@@ -20,7 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_EXAMPLES = {".png": "kept.png", ".json": "bench.json", ".csv": "sweep.csv"}
+_EXAMPLES = {".png": "kept.png", ".json": "bench.json", ".csv": "sweep.csv", ".html": "report.html"}
 INPUT_ERRORS = (ValueError, TypeError, FileNotFoundError, IsADirectoryError, PermissionError)
 
 
@@ -95,6 +95,16 @@ def quietly(quiet: bool) -> Iterator[None]:
     logging.disable_progress_bar()
     with redirect_stdout(sys.stderr):
         yield
+
+
+def check_extras() -> None:
+    """Say so early if what evaluations and their pages need is not installed."""
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+        import scipy  # noqa: F401
+    except ImportError as error:
+        fail(f"evaluations need {error.name}, which is not installed: pip install 'vtprune[eval]'.")
 
 
 def check_writable(path: Path, option: str, kind: str) -> None:

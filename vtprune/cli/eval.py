@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from vtprune.cli.common import app, fail, input_errors, parse_keep, quietly
+from vtprune.cli.common import app, check_extras, fail, input_errors, parse_keep, quietly
 from vtprune.cli.many import ManyValues
 
 NO_METHOD = "none"
@@ -99,7 +99,7 @@ def evaluate(
     methods = [one for one in method or ["divprune"] if one != NO_METHOD]
     if method is None and keep is None:
         budgets = [0.25]
-    _check_extras()
+    check_extras()
     with input_errors():
         from vtprune.evals.metrics import get_metric
         from vtprune.evals.runner.configurations import plan
@@ -216,15 +216,6 @@ def _check_videos(loaded: Any, questions: Any) -> None:
     shown = {medium.kind for one in questions.samples for medium in one.media}
     if "video" in shown and not takes_videos(loaded.processor):
         raise ValueError(f"model {loaded.name!r} takes no videos; {questions.name!r} asks about videos.")
-
-
-def _check_extras() -> None:
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-        import scipy  # noqa: F401
-    except ImportError as error:
-        fail(f"evaluations need {error.name}, which is not installed: pip install 'vtprune[eval]'.")
 
 
 def _default_folder(model: str, questions: Any, settings: Sequence[Any]) -> Path:

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vtprune.evals.pages.pareto import pareto
+from vtprune.evals.data.sample import Medium, Sample
+from vtprune.evals.metrics.exact_match import EXACT_MATCH
+from vtprune.evals.runner.configurations import Configuration
+from vtprune.evals.runner.folder import FORMAT
 from vtprune.evals.runner.records import Record
+from vtprune.evals.runner.summary import summarise
 
 KINDS = ("colour", "count", "relation")
-COSTS = {"tokens": "visual_tokens_share", "flops": "prefill_flops_share", "ttft": "ttft_share"}
 STARTED = "2026-11-22T22:00:00+00:00"
 ENVIRONMENT = {
     "vtprune": "0.1.0",
@@ -33,7 +36,7 @@ def write_folder(
     *,
     name: str = "scenes",
     model: str = "tiny-llava",
-    metric: str = "exact",
+    metric: str = "exact_match",
     source: dict | None = None,
     judged: bool = True,
     failing: int = 0,
@@ -67,18 +70,19 @@ def write_folder(
     rng = np.random.default_rng(seed)
     (folder / "pictures").mkdir(parents=True)
     ids = ids or [f"q{index}" for index in range(n)]
-    plan = [("unpruned", None, None), *((f"{m}@{k}", m, k) for m in methods for k in keeps)]
-    tables: dict[str, list[Record]] = {configuration: [] for configuration, _, _ in plan}
+    plan = [Configuration(), *(Configuration(method, keep) for method in methods for keep in keeps)]
+    tables: dict[str, list[Record]] = {one.name: [] for one in plan}
     first: list[Record] = []
     skill = {method: rng.uniform(0.02, 0.25) for method in methods}
-    for configuration, method, keep in plan:
+    for number, one in enumerate(plan):
+        configuration, method, keep = one.name, one.method, one.keep
         share = 1.0 if keep is None else keep if isinstance(keep, float) else keep / 256
         for index, own in enumerate(ids):
             chance = clean - (skill[method] * (1 - share) ** 2 / 0.6 if method else 0)
             right = bool(rng.uniform() < chance) if method is None or rng.uniform() < 0.3 else first[index].score == 1
             if method and first[index].score == 1 and rng.uniform() > chance / clean:
                 right = False
-            failed = configuration == plan[-1][0] and index < failing
+            failed = configuration == plan[-1].name and index < failing
             text = answer if right else "something else"
             flops = 0.35 + 0.65 * share + 0.05 * rng.uniform()
             record = Record(
@@ -107,9 +111,9 @@ def write_folder(
                 kl=None if failed or not method else float(rng.uniform(0, 1 - share)),
                 logit_error=None if failed or not method else float(rng.uniform(0, 2)),
             )
-            drawn = sum(one.picture is not None for one in tables[configuration])
+            drawn = sum(other.picture is not None for other in tables[configuration])
             if record.agrees is False and drawn < pictures:
-                picture = f"{plan.index((configuration, method, keep))}-{index}.jpg"
+                picture = f"{number}-{index}.jpg"
                 draw(folder / "pictures" / picture, int(rng.integers(1 << 30)))
                 record = Record.from_dict({**record.to_dict(), "picture": picture})
             tables[configuration].append(record)
@@ -123,34 +127,26 @@ def write_folder(
         "questions": name,
         "source": source or {"suite": name, "seed": 0, "limit": n},
         "metric": metric,
-        "configurations": [configuration for configuration, _, _ in plan],
+        "configurations": [one.name for one in plan],
         "batch_size": 8,
         "seed": 0,
     }
     command = f"vtprune eval --model {model} --suite {name} --out {folder.name}"
     config = {"format": 1, "settings": settings, "environment": ENVIRONMENT, "started": STARTED, "command": command}
     (folder / "config.json").write_text(json.dumps(config))
-    configurations = [_summary(tables[c], tables["unpruned"], c, m, k) for c, m, k in plan]
-    for view, cost in COSTS.items():
-        quality = [
-            one["accuracy"] if judged else one["fidelity"]["agreement"] if one["fidelity"] else 1.0
-            for one in configurations
-        ]
-        front = pareto([(one[cost], value) for one, value in zip(configurations, quality, strict=True)])
-        for one, on in zip(configurations, front, strict=True):
-            one.setdefault("pareto", {})[view] = on
-    errors = [{"id": r.id, "configuration": r.configuration, "error": r.error} for r in rows if r.error][:20]
+    samples = [
+        Sample(r.id, r.question, (Medium(r.media[0], "image", Image.Image),), r.answers, r.kind)
+        for r in tables["unpruned"]
+    ]
     summary = {
-        "format": 1,
+        "format": FORMAT,
         "name": name,
         "model": model,
         "metric": metric,
         "settings": settings,
         "environment": ENVIRONMENT,
-        "n": n,
-        "failed": failing,
-        "configurations": configurations,
-        "errors": errors,
+        "malformed": [],
+        **summarise(rows, samples, EXACT_MATCH, plan),
     }
     (folder / "summary.json").write_text(json.dumps(summary))
     return folder
@@ -161,60 +157,3 @@ def draw(path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     cells = rng.integers(0, 255, (6, 8, 3)).astype("uint8")
     Image.fromarray(cells).resize((480, 360), Image.Resampling.NEAREST).save(path)
-
-
-def _interval(values: Sequence[float]) -> list[float]:
-    half = 1.96 * np.std(values) / max(len(values), 1) ** 0.5
-    return [float(np.mean(values) - half), float(np.mean(values) + half)]
-
-
-def _summary(records: list[Record], first: list[Record], name: str, method: str | None, keep: float | None) -> dict:
-    scores = {one.id: one.score for one in records if one.score is not None}
-    base = {one.id: one.score for one in first if one.score is not None}
-
-    def judge(chosen: set[str]) -> dict:
-        own = [score for one, score in scores.items() if one in chosen]
-        both = [score - base[one] for one, score in scores.items() if one in chosen and one in base]
-        against = {"difference": float(np.mean(both)), "interval": _interval(both), "n": len(both)} if both else None
-        return {
-            "n": len(own),
-            "accuracy": float(np.mean(own)) if own else None,
-            "interval": _interval(own) if own else None,
-            "against_unpruned": against if method else None,
-        }
-
-    kinds = {kind: judge({one.id for one in records if one.kind == kind}) for kind in KINDS if scores}
-    good = [one for one in records if one.error is None]
-    agreeing = [float(one.agrees) for one in good if one.agrees is not None]
-    before, after = 40.0, float(np.median([one.ttft_ms for one in good]))
-    return {
-        "name": name,
-        "method": method,
-        "keep": keep,
-        **judge({one.id for one in records}),
-        "failed": len(records) - len(good),
-        "by_kind": {kind: of["accuracy"] for kind, of in kinds.items()},
-        "kinds": kinds,
-        "details": {},
-        "answered": len(good),
-        "fidelity": {
-            "agreement": float(np.mean(agreeing)),
-            "agreement_interval": _interval(agreeing),
-            "kl": float(np.mean([one.kl for one in good])),
-            "logit_error": float(np.mean([one.logit_error for one in good])),
-        }
-        if method
-        else None,
-        "visual_tokens_mean": float(np.mean([one.visual_tokens_after for one in good])),
-        "visual_tokens_share": float(np.mean([one.visual_tokens_after for one in good])) / 256,
-        "prefill_flops_mean": float(np.mean([one.flops_after for one in good])),
-        "prefill_flops_share": float(np.mean([one.flops_after for one in good])) / 12.3e9,
-        "kv_bytes_mean": float(np.mean([one.kv_bytes_after for one in good])),
-        "kv_bytes_share": float(np.mean([one.kv_bytes_after for one in good])) / 3e6,
-        "ttft_ms": after,
-        "ttft_share": after / before if method else 1.0,
-        "ttft_interval": [0.95 * after, 1.05 * after],
-        "seconds_per_question": 0.06,
-        "tokens_per_second": 33.0,
-        "notes": [],
-    }
