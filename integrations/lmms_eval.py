@@ -238,7 +238,8 @@ class Chat(_Model):
 
     def _rounds(self, request: Instance) -> list[str]:
         write, document = request.args[1], self._document(request)
-        messages, said, info = write(document), [], None
+        messages, info = write(document), None
+        said: list[str] = []
         while True:
             asked = conversation(self.loaded, messages, self.reader)
             said = [*said, self._answers([asked], [request])[0].text]

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 import vtprune
+from vtprune.evals.runner.answering import answer
 from vtprune.evals.runner.likelihood import likeliest
 from vtprune.evals.suite import ask_model, scene_picture, scene_questions
+from vtprune.images import load_image
 from vtprune.inputs import Ask, continuation, make_batch
-from vtprune.models import load_model
+from vtprune.models import load_model, shipped_example
+from vtprune.videos import load_video
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
 datasets = pytest.importorskip("datasets")
@@ -51,6 +54,24 @@ doc_to_target: right
 metric_list:
   - {metric: acc, aggregation: mean, higher_is_better: true}
 """
+ROUNDS = """
+task: clips_in_rounds
+output_type: generate_until_multi_round
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+doc_to_visual: !function rounds.first_shown
+doc_to_text: !function rounds.asked
+doc_to_target: answer
+generation_kwargs:
+  max_new_tokens: 16
+process_results: !function rounds.judged
+metric_list:
+  - {{metric: answers, aggregation: mean, higher_is_better: true}}
+"""
+EXAMPLES = [(shipped_example(f"clip-{n}.mp4"), shipped_example(f"scene-{n}.png")) for n in (1, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +91,10 @@ def tasks(tmp_path_factory):
     datasets.Dataset.from_list(lines).cast_column("image", datasets.Image()).to_parquet(str(data))
     for name, text in (("open", OPEN), ("choices", CHOICES)):
         (folder / f"{name}.yaml").write_text(text.strip() + TASK.format(data=data))
+    lines = [{"shown": [str(file) for file, _ in pair], "asked": [text for _, text in pair]} for pair in EXAMPLES]
+    (folder / "clips.jsonl").write_text("".join(json.dumps({**line, "answer": ""}) + "\n" for line in lines))
+    (folder / "rounds.yaml").write_text(ROUNDS.strip().format(data=folder / "clips.jsonl"))
+    (folder / "rounds.py").write_text(Path(__file__).with_name("lmms_rounds.py").read_text())
     return folder
 
 
@@ -93,6 +118,7 @@ def runs(tasks, offline, tmp_path_factory):
         **{m: {"model_args": model_args(m), "tasks": ["scenes_open"], **cache} for m in METHODS},
         "cached": {"model_args": model_args("fastv"), "tasks": ["scenes_open"], **cache},
         "qwen": {"model_args": model_args("divprune", "tiny-qwen2.5-vl"), "tasks": ["scenes_open"]},
+        "rounds": {"model_args": model_args("divprune", "tiny-qwen2.5-vl") + ",frames=6", "tasks": ["clips_in_rounds"]},
         "choices": {"model_args": model_args("fastv"), "tasks": ["scenes_choices"], "force_simple": True},
     }
     (folder / "plan.json").write_text(json.dumps({"tasks": str(tasks), "runs": list(plan.values())}))
@@ -156,6 +182,17 @@ def test_multiple_choice_by_likelihood(runs):
         assert [loss for loss, _ in line] == pytest.approx(losses, abs=1e-4)
         right.append(choices[losses.index(min(losses))] == item.question.answer)
     assert runs["choices"]["results"]["scenes_choices"]["acc,none"] == pytest.approx(sum(right) / len(right))
+
+
+def test_rounds_of_videos_and_pictures(runs):
+    loaded = load_model("tiny-qwen2.5-vl", device="cpu")
+    vtprune.apply(loaded.model, "divprune", keep=METHODS["divprune"])
+    expected = []
+    for (clip, first), (picture, second) in EXAMPLES:
+        asks = Ask(first, videos=[load_video(clip, frames=6)]), Ask(second, [load_image(picture)])
+        expected.append([answer(loaded, make_batch(loaded, [ask]), 16).texts[0] for ask in asks])
+    assert [said for (said,) in runs["rounds"]["samples"]["clips_in_rounds"]] == expected
+    assert runs["rounds"]["results"]["clips_in_rounds"]["answers,none"] == 2
 
 
 def test_two_processes_give_the_numbers_of_one(tasks, offline, runs, tmp_path):
