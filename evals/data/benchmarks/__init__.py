@@ -55,9 +55,9 @@ def read_benchmark(
 
     Raises:
         ValueError: There is no such benchmark; `limit`, `frames` or `fps` is out of range, or there are no videos; the
-            files are damaged, in two versions or of another layout, with the row that is; the Hub refuses; datasets is
-            not installed.
+            files are damaged, in two versions or of another layout, with the row that is; datasets is not installed.
         FileNotFoundError: Tables or videos are not there; the message says how to get them.
+        OSError: The Hub does not give them out.
     """
     if name not in BENCHMARKS:
         near = difflib.get_close_matches(str(name).lower(), BENCHMARKS, n=1, cutoff=0.4)

@@ -90,7 +90,8 @@ class Videos:
         self._media = media
         self._load = functools.partial(load_video, frames=frames, fps=fps)
         self._found: dict[str, Path | None] = {}
-        self._how = f"{benchmark.name}: {{}} {how_to_get(benchmark, place.root)}"
+        self._name = benchmark.name
+        self._how = how_to_get(benchmark, place.root)
 
     def medium(self, table: Table, number: int, row: Row, name: str) -> Medium:
         """See `Show.medium`."""
@@ -103,9 +104,9 @@ class Videos:
         """See `Show.used`."""
         gone = [wanted for wanted, path in self._found.items() if path is None]
         if gone:
-            said = f"{len(gone)} of {len(self._found)} videos are not in {str(self._folder.roots[0])!r}, {gone[0]!r} "
-            zips = f"Unpack {', '.join(self._folder.zips)}. " if self._folder.zips else ""
-            raise FileNotFoundError(self._how.format(f"{said}for one. {zips}"))
+            said = f"{len(gone)} of {len(self._found)} videos are not in {str(self._folder.roots[0])!r}, {gone[0]!r} for one."
+            zips = f" Unpack {', '.join(self._folder.zips)}." if self._folder.zips else ""
+            raise FileNotFoundError(f"{self._name}: {said}{zips} {self._how}")
         return [path for path in self._found.values() if path]
 
 

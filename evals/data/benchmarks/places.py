@@ -40,8 +40,6 @@ class Place:
         """A table.
 
         Raises:
-            FileNotFoundError: It is not there.
-            ValueError: It is there twice, or the Hub does not give it out.
         """
         if self.tables is None:
             files = _from_hub(self.benchmark, part, self.root)
@@ -202,6 +200,6 @@ def _from_hub(benchmark: Benchmark, part: Part, root: Path) -> Iterator[Path]:
         yield path
 
 
-def _refused(benchmark: Benchmark, root: Path, error: Exception) -> ValueError:
+def _refused(benchmark: Benchmark, root: Path, error: Exception) -> OSError:
     said = f"{type(error).__name__}: {reason(error).splitlines()[0]}"
-    return ValueError(f"{benchmark.repository} cannot be read from the Hub ({said}). {how_to_get(benchmark, root)}")
+    return OSError(f"{benchmark.repository} cannot be read from the Hub ({said}). {how_to_get(benchmark, root)}")
