@@ -73,6 +73,7 @@ def evaluate(
     """
     processes = processes or Processes()
     judge = get_metric(metric or questions.metric)
+    judge.check(questions.samples)
     names = [one.name for one in configurations]
     batches = make_batches(questions.samples, batch_size)
     if max_new_tokens < 1 or pictures < 0:
