@@ -104,9 +104,9 @@ class Videos:
         """See `Show.used`."""
         gone = [wanted for wanted, path in self._found.items() if path is None]
         if gone:
-            said = f"{len(gone)} of {len(self._found)} videos are not in {str(self._folder.roots[0])!r}, {gone[0]!r} for one."
+            said = f"{len(gone)} of {len(self._found)} videos are not in {str(self._folder.roots[0])!r}"
             zips = f" Unpack {', '.join(self._folder.zips)}." if self._folder.zips else ""
-            raise FileNotFoundError(f"{self._name}: {said}{zips} {self._how}")
+            raise FileNotFoundError(f"{self._name}: {said}, {gone[0]!r} for one.{zips} {self._how}")
         return [path for path in self._found.values() if path]
 
 

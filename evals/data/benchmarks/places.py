@@ -37,9 +37,11 @@ class Place:
     tables: Path | None
 
     def table(self, part: Part) -> Table:
-        """A table.
+        """A table; files that are missing, are there twice or that the Hub refuses are errors once they are read.
 
         Raises:
+            FileNotFoundError: It is not there.
+            ValueError: What `save_to_disk` wrote cannot be read.
         """
         if self.tables is None:
             files = _from_hub(self.benchmark, part, self.root)
