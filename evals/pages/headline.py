@@ -6,13 +6,14 @@ from typing import Any
 
 from vtprune.evals.pages.runs import UNPRUNED, Run
 from vtprune.evals.pages.words import percent, percents, point_range, points, tokens_in_words
+from vtprune.evals.runner.summary import quality
 
 _AIM = 0.25
 _NOTHING_LEFT_OUT = 0.995
 
 
 def headlines(run: Run) -> list[str]:
-    """A sentence for each method, at its budget nearest to a quarter of the visual tokens."""
+    """A sentence for each method, at its budget nearest to a quarter of the visual tokens; the best method first."""
     nearest: dict[str, dict[str, Any]] = {}
     for one in run.configurations:
         if one["name"] == UNPRUNED or one["visual_tokens_share"] is None:
@@ -20,7 +21,8 @@ def headlines(run: Run) -> list[str]:
         best = nearest.get(one["method"])
         if best is None or _distance(one) < _distance(best):
             nearest[one["method"]] = one
-    return [said for one in nearest.values() if (said := _sentence(run, one))]
+    ranked = sorted(nearest.values(), key=lambda one: -(quality(one) or 0))
+    return [said for one in ranked if (said := _sentence(run, one))]
 
 
 def _distance(one: dict[str, Any]) -> float:
@@ -28,11 +30,11 @@ def _distance(one: dict[str, Any]) -> float:
 
 
 def _sentence(run: Run, one: dict[str, Any]) -> str:
-    quality = _judged(run, one) if run.judged else _agreement(one)
-    if not quality:
+    told = _judged(run, one) if run.judged else _agreement(one)
+    if not told:
         return ""
     first = "" if one["ttft_share"] is None else f"; first token after {percent(one['ttft_share'], 0)} of the time"
-    return f"{one['method']} with {_spent(one)} {quality}{first}."
+    return f"{one['method']} with {_spent(one)} {told}{first}."
 
 
 def _spent(one: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from vtprune.evals.runner.records import Record
 
 _PICTURES = 96  # in all, so that the page of a large run still opens
 _MOST = 12
-_LONGEST = 300
+_QUESTION, _ANSWER = 300, 160  # letters
 _TITLES = {"lost": "lost", "gained": "gained", "other": "changed, no better and no worse"}
 _MIME = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 
@@ -113,8 +113,8 @@ def _card(run: Run, before: Record, after: Record) -> Card:
     return Card(
         "" if path is None else data_uri(path),
         ", ".join(after.media),
-        _cut(after.question),
-        tuple((what, _cut(text)) for what, text in answers),
+        _cut(after.question, _QUESTION),
+        tuple((what, _cut(text, _ANSWER)) for what, text in answers),
     )
 
 
@@ -130,5 +130,5 @@ def data_uri(path: Path) -> str:
     return f"data:{_MIME[path.suffix.lower()]};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST].rstrip()} \N{HORIZONTAL ELLIPSIS}"
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most].rstrip()} \N{HORIZONTAL ELLIPSIS}"
