@@ -24,8 +24,8 @@ class Batch:
 def make_batches(samples: Sequence[Sample], size: int) -> list[Batch]:
     """Batches in the order of their first questions.
 
-    Together are questions about pictures, or about videos of as many frames (few processors take different numbers);
-    about videos whose number of frames is not known beforehand, one by one.
+    Together are questions about pictures, or about videos of as many frames, as few processors take different numbers;
+    videos of which nobody knows it yet are told apart when they are read (`vtprune.evals.runner.preparing`).
 
     Args:
         samples: The questions.
@@ -39,8 +39,7 @@ def make_batches(samples: Sequence[Sample], size: int) -> list[Batch]:
     groups: dict[object, list[list[int]]] = {}
     for index, sample in enumerate(samples):
         videos = [medium for medium in sample.media if medium.kind == "video"]
-        unknown = any(medium.frames is None for medium in videos)
-        shape = (len(videos) < len(sample.media), tuple(medium.frames for medium in videos), index if unknown else None)
+        shape = len(videos) < len(sample.media), tuple(medium.frames for medium in videos)
         open_batches = groups.setdefault(shape, [])
         if not open_batches or len(open_batches[-1]) == size:
             open_batches.append([])
