@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tests.reference import Fed
+import vtprune
+from tests.asking import answer
+from tests.families import IMAGE, VIDEO, Family, Row
+from tests.reference import Fed, feeding, positions_of, whole
 from vtprune.compat import rotate
+
+CLOSE = dict(atol=1e-4, rtol=1e-4)
 
 
 class Rule:
@@ -64,3 +70,33 @@ def layer_loop(model: Any, fed: Fed, positions: Tensor, rule: Rule) -> Tensor:
         if i < len(fed.deep):
             hidden = hidden + fed.deep[i]
     return model.lm_head(language_model.norm(hidden))
+
+
+def prompts(family: Family) -> list[Row]:
+    """With a picture, with two, with a picture and a video if the family takes such."""
+    rows = [family.row(5, IMAGE, 7), family.row(3, IMAGE, 2, IMAGE, 6, seed=1)]
+    return rows + ([family.row(2, IMAGE, 3, VIDEO, 4, seed=2)] if VIDEO in family.kinds else [])
+
+
+def check_answer(
+    model: Any, family: Family, row: Row, method: Any, rule: Callable[[Tensor, Any], Rule], new: int = 4
+) -> tuple[Any, tuple[Tensor, Tensor, Any]]:
+    """Prompt and answer under a method have the logits of `layer_loop`; returns the report, and what `answer` does.
+
+    Args:
+        model: Without methods.
+        family: Its family.
+        row: The prompt.
+        method: One method or a chain, as `vtprune.apply` takes it.
+        rule: What is computed: from what is visual of prompt and answer (slots,), and the report.
+        new: Tokens of the answer.
+    """
+    with vtprune.applied(model, method), feeding(model) as seen:
+        tokens, logits, _ = answered = answer(model, family.inputs(row), new)
+        report = vtprune.report(model)
+    conversation = row.then(tokens[0])
+    fed = whole(model, conversation, [(torch.arange(len(row.ids)), seen[0])])
+    found = rule(conversation.visual, report)
+    expected = layer_loop(model, fed, positions_of(model, family, conversation), found)
+    torch.testing.assert_close(logits, expected[:, -new - 1 : -1], **CLOSE)
+    return report, answered

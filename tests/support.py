@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import vtprune
-from tests.cases import SPECIAL
+from tests.cases import METHODS
 from tests.families import FAMILIES, IMAGE, VIDEO, Family
 from tests.reference import reference, run
 from vtprune.integrations import FAMILIES as INTEGRATIONS
 from vtprune.integrations import UNSUPPORTED
-from vtprune.methods import get_method, method_names
+from vtprune.methods import method_names
 
 ROOT = Path(__file__).parents[1]
 JSON = ROOT / "vtprune" / "support.json"
@@ -28,25 +28,18 @@ Tried = dict[str, dict[str, dict[str, str]]]
 YES, NO_VIDEO = "yes", "takes no videos"
 
 
-def parameters(name: str) -> dict[str, Any]:
-    """Parameters that make a method act on the tiny models."""
-    return SPECIAL.get(name, {"keep": 0.3} if hasattr(get_method(name)(), "keep") else {})
-
-
 @torch.no_grad()
 def attempt(family: Family, model: Any, name: str, kind: str) -> str:
     """Try one combination: YES if it equals the bare model with the same decisions, or why it refuses."""
     row = family.row(5, kind, 7)
-    method = (name, parameters(name))
+    method = (name, METHODS[name])
     try:
         (decided,), (fed,), logits, _ = run(model, family, method, row)
     except ValueError as refused:
         if "cannot work on" not in str(refused):
             raise
         return str(refused).split(": ", 1)[1].rstrip(".")
-    except (
-        pytest.skip.Exception
-    ):  # it ran; what is computed inside layers is compared in tests/engine/test_sparse_methods
+    except pytest.skip.Exception:  # it ran; what is computed inside layers: tests/engine/test_sparse_methods.py
         return YES
     expected, _ = reference(model, family, row, decided, fed)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""A tiny model of every family, and the matrix that every engine test runs over."""
+"""A tiny model of every family, and a method on it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import pytest
 import torch
 
 import vtprune
-from tests.cases import CASES, IDS
 from tests.families import FAMILIES
-
-EAGER = ("llava-clip", "llava-siglip", "qwen2_5_vl")
-MODELS = [(name, "sdpa") for name in FAMILIES] + [(name, "eager") for name in EAGER]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,9 +27,9 @@ def built():
     return Built()
 
 
-@pytest.fixture(params=MODELS, ids="-".join)
+@pytest.fixture(params=[(name, "sdpa") for name in FAMILIES], ids=FAMILIES)
 def kind(request):
-    """Family and attention implementation of `model`; modules that run on fewer have one of their own."""
+    """Family and attention implementation of `model`, unless `tests.cases.over` or the module names others."""
     return request.param
 
 
@@ -50,26 +46,10 @@ def model(kind, built):
     vtprune.remove(model)
 
 
-def working(case, model):
-    """The case if it works on the model; the others are `test_support.py`'s."""
-    try:
-        with vtprune.applied(model, case[0], **case[1]):
-            pass
-    except ValueError as error:
-        pytest.skip(str(error))
-    return case
-
-
-@pytest.fixture(params=[case for case in CASES if "positions" not in case[1]], ids=lambda case: case[0])
-def method(request, model):
-    """Name and parameters of a method, with the position rule that it comes with."""
-    return working(request.param, model)
-
-
-@pytest.fixture(params=CASES, ids=IDS)
-def variant(request, model):
-    """Name and parameters of a method, with its own and with another position rule."""
-    return working(request.param, model)
+@pytest.fixture
+def method(request):
+    """Name and parameters of a method: see `tests.cases.over`."""
+    return request.param
 
 
 @pytest.fixture

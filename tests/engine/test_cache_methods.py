@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import vtprune
-from tests.engine.test_eviction import check_padding_and_beams
+from tests.asking import check_padding_and_beams
 from tests.engine.test_packing import rounded
 from tests.families import FAMILIES, IMAGE, VIDEO, Row
 from tests.methods.inputs import INFO
@@ -240,10 +240,12 @@ def test_budgets_of_layers_and_heads(name: str, family_name: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("family_name", SOME)
-@pytest.mark.parametrize("name", [*METHODS, *VARIANTS])
+@pytest.mark.parametrize("name", VARIANTS)
 def test_padding_and_beams(name: str, family_name: str) -> None:
-    method = build_method(name.partition("-")[0], VARIANTS.get(name, {"keep": 0.3}))
-    check_padding_and_beams(FAMILIES[family_name], method)
+    """Of the other ways; the first ones go through test_equivalences.py."""
+    method = build_method(name.partition("-")[0], VARIANTS[name])
+    with vtprune.applied(FAMILIES[family_name].model(), method) as model:
+        check_padding_and_beams(model, FAMILIES[family_name])
 
 
 NEW = 1010

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 import vtprune
+from tests.cases import EAGER, everywhere, methods_twice, other_rules, over, paths_everywhere
 from tests.families import IMAGE, Row
 from tests.reference import bare_run, decisions, feeding, positions_of, whole
 
@@ -33,15 +33,25 @@ def turn(model, family, rows, asked, cache):
     )
 
 
+@over([*everywhere(), *other_rules()], eager=methods_twice("turns", EAGER))
 @torch.no_grad()
-@pytest.mark.parametrize("padded", [False, True], ids=["even", "padded"])
-def test_three_turns_with_a_new_picture_in_the_second(model, family, variant, padded):
-    rows = [family.row(5, IMAGE, 7, seed=1)] + ([family.row(3, IMAGE, 2, seed=3)] if padded else [])
+def test_three_turns_of_a_padded_batch(model, family, method):
+    three_turns(model, family, method, [family.row(5, IMAGE, 7, seed=1), family.row(3, IMAGE, 2, seed=3)])
+
+
+@over(paths_everywhere("turns of one row"))
+@torch.no_grad()
+def test_three_turns_of_one_row(model, family, method):
+    three_turns(model, family, method, [family.row(5, IMAGE, 7, seed=1)])
+
+
+def three_turns(model, family, method, rows):
+    """A picture, a second one on the kept cache, and text."""
     # What is added must be equally long in all rows: padding between turns is nobody's business.
     second = [family.row(2, IMAGE, 4, seed=5), family.row(2, IMAGE, 4, seed=5)][: len(rows)]
     third = [family.row(6, seed=6), family.row(6, seed=7)][: len(rows)]
     numbers = range(len(rows))
-    with vtprune.applied(model, variant[0], **variant[1]):
+    with vtprune.applied(model, method[0], **method[1]):
         with feeding(model) as seen:
             out = turn(model, family, rows, tuple(rows), None)
         decided = [decisions(model, row, i) for i, row in enumerate(rows)]
@@ -71,6 +81,7 @@ def test_three_turns_with_a_new_picture_in_the_second(model, family, variant, pa
         torch.testing.assert_close(torch.stack(out.logits, 1)[i], expected[0, -NEW - 1 : -1], **CLOSE)
 
 
+@over(methods_twice("a turn of text"))
 @torch.no_grad()
 def test_a_second_turn_of_text(model, family, method):
     row, more = family.row(5, IMAGE, 7, seed=1), family.row(6, seed=5)

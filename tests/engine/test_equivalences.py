@@ -6,13 +6,17 @@ import pytest
 import torch
 
 import vtprune
-from tests.families import IMAGE, PAD, VIDEO
+from tests.asking import check_beams_alone, check_rows_alone, several_rows
+from tests.cases import EAGER, everywhere, methods_twice, other_rules, over, paths_everywhere
+from tests.families import FAMILIES, IMAGE, PAD, VIDEO
 from tests.reference import bare_run, decisions, feeding, positions_of, reference, run, whole
 from tests.tiny import ENCODES_FIRST
 from vtprune.methods import Place, get_method
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
 INSIDE = {Place.ATTENTION, Place.MLP, Place.CACHE}  # where no token leaves the prompt
+VIDEOS = [name for name, family in FAMILIES.items() if VIDEO in family.kinds]
+UNTYPED = [name for name, family in FAMILIES.items() if not family.typed]  # others need token ids for their positions
 
 
 def needs_removal(pruned, row, family):
@@ -37,10 +41,12 @@ def prompts(family):
     return found
 
 
+@over([*everywhere(), *other_rules()], eager=methods_twice("prefill", EAGER))
 @torch.no_grad()
-def test_prefill_equals_the_bare_model(model, family, variant):
+def test_prefill_equals_the_bare_model(model, family, method):
+    cls = get_method(method[0])
     for row in prompts(family):
-        (decided,), (fed,), logits, report = run(model, family, variant, row)
+        (decided,), (fed,), logits, report = run(model, family, method, row)
         expected, slots = reference(model, family, row, decided, fed)
         torch.testing.assert_close(logits, expected, **CLOSE)
         assert report.visual_tokens_before == row.tokens == sum(p.tokens for p in report.pictures)
@@ -48,46 +54,36 @@ def test_prefill_equals_the_bare_model(model, family, variant):
         assert [p.index for p in report.pictures] == list(range(len(row.items)))
         assert [p.kind for p in report.pictures] == [item.kind for item in row.items]
         # Where several patches make a token, a merge of patches only lets tokens go that have become equal.
-        merges = Place.ENCODER_LAYER in get_method(variant[0]).places
+        merges = Place.ENCODER_LAYER in cls.places
         equal_only = merges and family.name in ("internvl", "llava_next_video")
-        left_alone = get_method(variant[0]).needs_video and VIDEO not in [item.kind for item in row.items]
+        left_alone = cls.needs_video and VIDEO not in [item.kind for item in row.items]
         if decided.owner is not None:  # tokens share hidden states
             assert report.visual_tokens_after == report.visual_tokens_before
             assert equal_only or len(decided.owner.unique()) < len(slots)
-        elif not equal_only and not left_alone and not set(get_method(variant[0]).places) <= INSIDE:
+        elif not equal_only and not left_alone and not set(cls.places) <= INSIDE:
             assert report.visual_tokens_after < report.visual_tokens_before
+        if cls.kind not in ("merging", "frequency") and not {Place.ENCODER_INPUT, Place.ENCODER_LAYER} & set(
+            cls.places
+        ):
+            check_features_are_fed_as_they_are(model, family, row, decided, fed)
+        receives = bool(decided.cuts) and min(decided.cuts) < len(fed.deep)  # masked slots get DeepStack features
+        if decided.cuts and not decided.compact_cuts and not receives:
+            masked, masked_slots = reference(model, family, row, decided, fed, masked=True)
+            torch.testing.assert_close(expected, masked, **CLOSE)
+            assert slots.tolist() == masked_slots.tolist()
 
 
-@torch.no_grad()
-def test_selection_feeds_the_features_as_they_are(model, family, method):
-    """What enters the decoder is, bit for bit, a subset of what the untouched model feeds."""
-    cls = get_method(method[0])
-    if cls.kind in ("merging", "frequency") or {Place.ENCODER_INPUT, Place.ENCODER_LAYER} & set(cls.places):
-        pytest.skip("makes new features")
-    for row in prompts(family):
-        (decided,), (fed,), _, _ = run(model, family, method, row)
-        with feeding(model) as seen:
-            model(**family.inputs(row))
-        slots = decided.entered.nonzero().squeeze(1)
-        assert torch.equal(fed.embeds, seen[0].embeds[:, slots])
-        for level, untouched in zip(fed.deep, seen[0].deep, strict=True):
-            assert torch.equal(level, untouched[:, slots])
+def check_features_are_fed_as_they_are(model, family, row, decided, fed):
+    """What a selection lets in is, bit for bit, a subset of what the untouched model feeds."""
+    with feeding(model) as seen:
+        model(**family.inputs(row))
+    slots = decided.entered.nonzero().squeeze(1)
+    assert torch.equal(fed.embeds, seen[0].embeds[:, slots])
+    for level, untouched in zip(fed.deep, seen[0].deep, strict=True):
+        assert torch.equal(level, untouched[:, slots])
 
 
-@torch.no_grad()
-def test_removing_between_layers_equals_masking(model, family, variant):
-    row = family.row(5, IMAGE, 7)
-    (decided,), (fed,), _, _ = run(model, family, variant, row)
-    if not decided.cuts or decided.compact_cuts:
-        pytest.skip("removes nothing between decoder layers at original positions")
-    if fed.deep and min(decided.cuts) < len(fed.deep):
-        pytest.skip("masked slots would go on receiving DeepStack features")
-    removed, slots = reference(model, family, row, decided, fed)
-    masked, masked_slots = reference(model, family, row, decided, fed, masked=True)
-    torch.testing.assert_close(removed, masked, **CLOSE)
-    assert slots.tolist() == masked_slots.tolist()
-
-
+@over(everywhere())
 @torch.no_grad()
 def test_keeping_everything_changes_no_bit(model, family, method):
     name, parameters = method
@@ -103,22 +99,16 @@ def test_keeping_everything_changes_no_bit(model, family, method):
         assert vtprune.report(model).visual_tokens_after == sum(row.tokens for row in rows)
 
 
+@over(everywhere(), eager=methods_twice("padding", EAGER))
 @torch.no_grad()
 def test_padded_batch_equals_its_rows_alone(pruned, family):
-    rows = [family.row(5, IMAGE, 7, seed=1), family.row(9, seed=2), family.row(2, IMAGE, 3, seed=3)]
-    rows.append(family.row(1, IMAGE, 2, IMAGE, 4, seed=4))
+    rows = several_rows(family)
     if VIDEO in family.kinds:
-        rows += [family.row(2, VIDEO, 4, seed=5), family.row(1, VIDEO, 2, IMAGE, 2, seed=6)]
-    x = family.inputs(*rows)
-    together = pruned(**x).logits[:, -1]
-    generated = pruned.generate(**x, max_new_tokens=5, do_sample=False)[:, x["input_ids"].shape[1] :]
-    for i, row in enumerate(rows):
-        alone = family.inputs(row)
-        torch.testing.assert_close(together[i], pruned(**alone).logits[0, -1], **CLOSE)
-        answer = pruned.generate(**alone, max_new_tokens=5, do_sample=False)[0, len(row.ids) :]
-        assert generated[i].tolist() == answer.tolist()
+        rows.append(family.row(2, VIDEO, 4, seed=5))
+    check_rows_alone(pruned, family, rows)
 
 
+@over(paths_everywhere("padding on the right"))
 @torch.no_grad()
 def test_right_padded_batch_keeps_the_same_logits(pruned, family):
     rows = [family.row(5, IMAGE, 7, seed=1), family.row(2, IMAGE, 3, seed=3)]
@@ -127,6 +117,7 @@ def test_right_padded_batch_keeps_the_same_logits(pruned, family):
     torch.testing.assert_close(pruned(**left).logits[:, -1], pruned(**right).logits[:, -1], **CLOSE)
 
 
+@over(methods_twice("no pictures"))
 @torch.no_grad()
 def test_text_only_prompt_is_untouched(model, family, method):
     x = family.inputs(family.row(9), family.row(4, seed=1))
@@ -136,11 +127,12 @@ def test_text_only_prompt_is_untouched(model, family, method):
         assert torch.equal(model.generate(**x, max_new_tokens=4, do_sample=False), answer)
 
 
+@over([*everywhere(), *other_rules()], eager=methods_twice("decoding", EAGER))
 @torch.no_grad()
-def test_cached_decoding_equals_recomputing(model, family, variant):
+def test_cached_decoding_equals_recomputing(model, family, method):
     new = 6
     for row in prompts(family)[:: 2 if VIDEO in family.kinds else 1]:
-        with vtprune.applied(model, variant[0], **variant[1]), feeding(model) as seen:
+        with vtprune.applied(model, method[0], **method[1]), feeding(model) as seen:
             out = model.generate(
                 **family.inputs(row),
                 max_new_tokens=new,
@@ -159,6 +151,7 @@ def test_cached_decoding_equals_recomputing(model, family, variant):
         assert out.past_key_values.get_seq_length() == len(conversation.ids) - 1
 
 
+@over(methods_twice("no cache while decoding"))
 @torch.no_grad()
 def test_decoding_without_a_cache(pruned, family, method):
     if decides_again(method):
@@ -167,6 +160,7 @@ def test_decoding_without_a_cache(pruned, family, method):
     assert torch.equal(pruned.generate(**x, use_cache=False), pruned.generate(**x))
 
 
+@over(paths_everywhere("no cache"))
 @torch.no_grad()
 def test_plain_forward_without_a_cache(pruned, family):
     x = family.inputs(family.row(5, IMAGE, 7), family.row(3, IMAGE, 2, seed=1))
@@ -175,6 +169,7 @@ def test_plain_forward_without_a_cache(pruned, family):
     torch.testing.assert_close(out.logits, pruned(**x).logits, **CLOSE)
 
 
+@over(methods_twice("sampling"))
 @torch.no_grad()
 def test_sampling_is_reproducible(pruned, family):
     x = {**family.inputs(family.row(5, IMAGE, 7)), "max_new_tokens": 6, "do_sample": True}
@@ -189,6 +184,7 @@ def mixes_up_tiles(family) -> None:
         pytest.skip("this transformers repeats tile by tile instead of row by row, with or without vtprune")
 
 
+@over(paths_everywhere("beams"))
 @torch.no_grad()
 def test_beam_search_equals_beam_search_without_a_cache_or_padding(pruned, family, method):
     mixes_up_tiles(family)
@@ -204,17 +200,14 @@ def test_beam_search_equals_beam_search_without_a_cache_or_padding(pruned, famil
         assert torch.equal(together, pruned.generate(**x, **settings, use_cache=False)[:, -5:])
 
 
+@over(methods_twice("beams over a video", VIDEOS))
 @torch.no_grad()
 def test_beam_search_over_a_video(pruned, family):
-    if VIDEO not in family.kinds:
-        pytest.skip("takes no videos")
     rows = [family.row(2, VIDEO, 5, seed=1), family.row(2, IMAGE, 1, VIDEO, 3, seed=3)]
-    settings = dict(num_beams=2, max_new_tokens=4, do_sample=False)
-    together = pruned.generate(**family.inputs(*rows), **settings)[:, -4:]
-    for i, row in enumerate(rows):
-        assert torch.equal(together[i], pruned.generate(**family.inputs(row), **settings)[0, -4:])
+    check_beams_alone(pruned, family, rows, new=4, beams=2)
 
 
+@over(methods_twice("several sequences"))
 @torch.no_grad()
 def test_several_returned_sequences(pruned, family):
     mixes_up_tiles(family)
@@ -230,11 +223,12 @@ def test_several_returned_sequences(pruned, family):
         assert torch.equal(greedy[3 * i], greedy[3 * i + 2])
 
 
+@over(methods_twice("kept cache"))
 @torch.no_grad()
-def test_plain_forward_on_the_kept_cache_counts_on(model, family, variant):
+def test_plain_forward_on_the_kept_cache_counts_on(model, family, method):
     """Without position ids, a call on the cache goes on at the logical length, as generate does."""
     row, more = family.row(5, IMAGE, 7), family.row(4, seed=5)
-    with vtprune.applied(model, variant[0], **variant[1]), feeding(model) as seen:
+    with vtprune.applied(model, method[0], **method[1]), feeding(model) as seen:
         cache = model(**family.inputs(row), use_cache=True).past_key_values
         assert cache.get_seq_length() == len(row.ids)
         decided = decisions(model, row)
@@ -247,6 +241,7 @@ def test_plain_forward_on_the_kept_cache_counts_on(model, family, variant):
     torch.testing.assert_close(logits, expected[:, -len(more.ids) :], **CLOSE)
 
 
+@over(methods_twice("loss"))
 def test_loss_is_the_loss_on_the_surviving_tokens(model, family, method):
     row = family.row(5, IMAGE, 7)
     with torch.no_grad():
@@ -259,6 +254,7 @@ def test_loss_is_the_loss_on_the_surviving_tokens(model, family, method):
             torch.testing.assert_close(loss, target, **CLOSE)
 
 
+@over(methods_twice("loss of a batch"))
 def test_loss_of_a_padded_batch_equals_its_rows(pruned, family):
     rows = [family.row(5, IMAGE, 7, seed=1), family.row(2, IMAGE, 3, seed=3)]
     needs_removal(pruned, rows[1], family)
@@ -275,6 +271,7 @@ def test_loss_of_a_padded_batch_equals_its_rows(pruned, family):
         assert abs(loss.item() - total / count) < 1e-4
 
 
+@over(methods_twice("logits to keep"))
 @torch.no_grad()
 def test_logits_to_keep(pruned, family):
     row = family.row(5, IMAGE, 7)
@@ -292,6 +289,7 @@ def test_logits_to_keep(pruned, family):
             pruned(**x, logits_to_keep=torch.tensor([min(gone)]))
 
 
+@over(methods_twice("hidden states"))
 @torch.no_grad()
 def test_output_hidden_states(pruned, family):
     out = pruned(**family.inputs(family.row(5, IMAGE, 7)), output_hidden_states=True)
@@ -303,12 +301,11 @@ def test_output_hidden_states(pruned, family):
     torch.testing.assert_close(pruned.lm_head(hidden[-1]), out.logits, **CLOSE)
 
 
+@over(methods_twice("embeddings", UNTYPED))
 @torch.no_grad()
 def test_inputs_embeds(pruned, family):
     row = family.row(5, IMAGE, 7)
     x = family.inputs(row)
-    if family.typed:
-        pytest.skip("without token ids, the model cannot tell where rows and columns are")
     ids = x.pop("input_ids")
     embeds = pruned.get_input_embeddings()(ids)
     by_ids = pruned(input_ids=ids, **x).logits
@@ -318,6 +315,7 @@ def test_inputs_embeds(pruned, family):
     assert torch.equal(pruned.generate(inputs_embeds=embeds, **x, **settings), expected)
 
 
+@over(paths_everywhere("positions"))
 @torch.no_grad()
 def test_explicit_position_ids(model, family, method):
     """Positions that a caller shifts by a constant change nothing, as everywhere with rotary embeddings."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import vtprune
-from tests.engine.conftest import EAGER
+from tests.asking import answer, check_padding_and_beams
+from tests.cases import EAGER
 from tests.families import FAMILIES, IMAGE, VIDEO
 from tests.reference import NEVER, Decisions, bare_run, decisions, feeding, positions_of, whole
 from vtprune.methods import Keep, Method, Place, Stage
@@ -85,13 +86,6 @@ def prompts(family):
     return found
 
 
-def answer(model, x, new, **settings):
-    out = model.generate(
-        **x, max_new_tokens=new, do_sample=False, output_logits=True, return_dict_in_generate=True, **settings
-    )
-    return out.sequences[:, x["input_ids"].shape[1] :], torch.stack(out.logits, 1), out.past_key_values
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "attention"), KINDS)
 @pytest.mark.parametrize("chain", ["", "random:keep=0.5", "fastv:layer=2,keep=0.5"])
@@ -128,25 +122,8 @@ def test_equals_hiding_from_later_queries(name, attention, chain):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("method", [Toy(), Forgetful()], ids=lambda x: x.name)
 def test_padding_and_beams(name, method):
-    check_padding_and_beams(FAMILIES[name], method)
-
-
-def check_padding_and_beams(family, method):
-    """Rows of a batch are what they are alone, token by token, and so are beams."""
-    rows = [family.row(5, IMAGE, 7, seed=1), family.row(9, seed=2), family.row(1, IMAGE, 2, IMAGE, 4, seed=4)]
-    if VIDEO in family.kinds:
-        rows.append(family.row(1, VIDEO, 2, IMAGE, 2, seed=6))
-    with vtprune.applied(family.model(), method) as model:
-        tokens, logits, _ = answer(model, family.inputs(*rows), 5)
-        for i, row in enumerate(rows):
-            expected = answer(model, family.inputs(row), 5)
-            assert torch.equal(tokens[i], expected[0][0])
-            torch.testing.assert_close(logits[i], expected[1][0], **CLOSE)
-        some = [rows[0], family.row(2, IMAGE, 3, seed=3)]
-        settings = dict(num_beams=3, max_new_tokens=6, do_sample=False)
-        together = model.generate(**family.inputs(*some), **settings)[:, -6:]
-        for i, row in enumerate(some):
-            assert torch.equal(together[i], model.generate(**family.inputs(row), **settings)[0, -6:])
+    with vtprune.applied(FAMILIES[name].model(), method) as model:
+        check_padding_and_beams(model, FAMILIES[name])
 
 
 @torch.no_grad()

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import vtprune
-from tests.families import FAMILIES, IMAGE, SORTS, VIDEO
-from tests.layer_loop import Rule, layer_loop
-from tests.reference import feeding, positions_of, whole
+from tests.asking import further_turn
+from tests.families import FAMILIES, IMAGE, SORTS
+from tests.layer_loop import Rule, check_answer, prompts
 from tests.tiny import BEAMS
 from vtprune.engine.parts import attend
 from vtprune.methods import Attend, Feed, Method, Part, Place, Stage, Width
@@ -110,34 +110,15 @@ class Ruled(Rule):
         return torch.where(self.visual & (self.quiet is not None and layer in LAYERS), CHANNELS, most)
 
 
-def prompts(family):
-    rows = [family.row(5, IMAGE, 7), family.row(3, IMAGE, 2, IMAGE, 6, seed=1)]
-    return rows + ([family.row(2, IMAGE, 3, VIDEO, 4, seed=2)] if VIDEO in family.kinds else [])
-
-
 METHODS = [Quiet(), Quiet(late=True), Quiet(silent=True), Reads()]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("method", METHODS, ids=["early", "late", "silent", "reads"])
 def test_prefill_and_decoding_equal_the_plain_loop(model, family, method):
-    new = 4
     for row in prompts(family):
-        with vtprune.applied(model, method), feeding(model) as seen:
-            out = model.generate(
-                **family.inputs(row),
-                max_new_tokens=new,
-                do_sample=False,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-            report = vtprune.report(model)
-        conversation = row.then(out.sequences[0, len(row.ids) :])
-        fed = whole(model, conversation, [(torch.arange(len(row.ids)), seen[0])])
-        visual = torch.cat((row.visual, torch.zeros(new, dtype=torch.bool)))
-        rule = Ruled(visual, method, len(row.ids))
-        expected = layer_loop(model, fed, positions_of(model, family, conversation), rule)
-        torch.testing.assert_close(torch.stack(out.logits, 1), expected[:, -new - 1 : -1], **CLOSE)
+        prompt = len(row.ids)
+        report, _ = check_answer(model, family, row, method, lambda visual, _: Ruled(visual, method, prompt))  # noqa: B023
         assert report.visual_tokens_after == report.visual_tokens_before
         assert report.kv_bytes_after == report.kv_bytes_before
         saves = isinstance(method, Quiet)
@@ -169,17 +150,11 @@ def test_padded_batches_and_beams_equal_their_rows_alone(model, family, method):
 @torch.no_grad()
 def test_a_second_turn_equals_the_whole_conversation(model, family):
     first, more = family.row(5, IMAGE, 7, seed=1), family.row(2, IMAGE, 4, seed=3)
-    both = first.then(more)
-    begin = len(both.ids) - len(more.ids)
     with vtprune.applied(model, Quiet()):
         cache = model(**family.inputs(first), use_cache=True).past_key_values
-        inputs = family.inputs(both, new=(more,))
-        positions = positions_of(model, family, both)[:, begin:]
-        inputs |= {"input_ids": inputs["input_ids"][:, begin:], "past_key_values": cache}
-        inputs.pop("mm_token_type_ids", None)
-        inputs["position_ids"] = positions if len(positions) == 1 else positions[:, None]
-        logits = model(**inputs).logits
-        torch.testing.assert_close(logits[0, -1], model(**family.inputs(both)).logits[0, -1], **CLOSE)
+        logits = model(**further_turn(model, family, first, more), past_key_values=cache).logits
+        expected = model(**family.inputs(first.then(more))).logits
+        torch.testing.assert_close(logits[0, -1], expected[0, -1], **CLOSE)
 
 
 @torch.no_grad()

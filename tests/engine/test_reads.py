@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import vtprune
-from tests.families import FAMILIES, IMAGE, SORTS, VIDEO
-from tests.layer_loop import Rule, layer_loop
-from tests.reference import feeding, positions_of, whole
-from tests.tiny import BEAMS
+from tests.asking import check_padding_and_beams, further_turn
+from tests.families import FAMILIES, IMAGE, SORTS
+from tests.layer_loop import Rule, check_answer, prompts
 from vtprune.engine import attending
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
@@ -21,6 +20,8 @@ METHODS = [
     "fasa:keep=0.3",
     "token_sparse_attention:keep=0.3,coverage=0.5,layers=(0, 1, 4)",
 ]
+
+SOME = [("llava-clip", "sdpa"), ("qwen2_5_vl", "sdpa"), ("internvl", "sdpa")]
 
 
 @pytest.fixture(params=SORTS)
@@ -65,50 +66,25 @@ class Decided(Rule):
         return seen
 
 
-def prompts(family):
-    rows = [family.row(5, IMAGE, 7), family.row(3, IMAGE, 2, IMAGE, 6, seed=1)]
-    return rows + ([family.row(2, IMAGE, 3, VIDEO, 4, seed=2)] if VIDEO in family.kinds else [])
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("method", METHODS)
 def test_answers_equal_the_plain_loop(model, family, method, decided):
-    new = 5
     for row in prompts(family):
         decided.clear()
-        with vtprune.applied(model, method), feeding(model) as seen:
-            out = model.generate(
-                **family.inputs(row),
-                max_new_tokens=new,
-                do_sample=False,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-        conversation = row.then(out.sequences[0, len(row.ids) :])
-        fed = whole(model, conversation, [(torch.arange(len(row.ids)), seen[0])])
-        visual = torch.cat((row.visual, torch.zeros(new, dtype=torch.bool)))
-        rule, positions = Decided(visual, decided), positions_of(model, family, conversation)
+        ruled = lambda visual, _: Decided(visual, decided)  # noqa: E731
+        _, (tokens, logits, _) = check_answer(model, family, row, method, ruled, new=5)
         acted = {shown.past > 0 for _, shown, parts in decided if parts is not None}
         assert acted == {"token_sparse" not in method}
-        logits = torch.stack(out.logits, 1)
-        torch.testing.assert_close(logits, layer_loop(model, fed, positions, rule)[:, -new - 1 : -1], **CLOSE)
-        dense = layer_loop(model, fed, positions, Rule(visual))[:, -new - 1 : -1]
-        assert (logits - dense)[:, -1].abs().max() > 1e-3
+        dense = model(**family.inputs(row.then(tokens[0]))).logits
+        assert (logits[:, -1] - dense[:, -2]).abs().max() > 1e-3
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", SOME, indirect=True)
 @pytest.mark.parametrize("method", METHODS)
 def test_padded_batches_and_beams_equal_their_rows_alone(model, family, method):
-    rows = [family.row(5, IMAGE, 7, seed=1), family.row(9, seed=2), *prompts(family)[1:]]
-    settings = dict(max_new_tokens=6, do_sample=False)
     with vtprune.applied(model, method):
-        x = family.inputs(*rows)
-        answers = model.generate(**x, **settings)[:, x["input_ids"].shape[1] :]
-        beams = model.generate(**x, **settings, num_beams=BEAMS)[:, x["input_ids"].shape[1] :]
-        for i, row in enumerate(rows):
-            alone = family.inputs(row)
-            assert torch.equal(answers[i], model.generate(**alone, **settings)[0, len(row.ids) :])
-            assert torch.equal(beams[i], model.generate(**alone, **settings, num_beams=BEAMS)[0, len(row.ids) :])
+        check_padding_and_beams(model, family)
 
 
 @torch.no_grad()
@@ -117,18 +93,13 @@ def test_a_second_turn_chooses_from_all_pictures(model, family, method, decided)
     """Prompts read everything, so that what precedes the second answer is as without a method."""
     first, more = family.row(5, IMAGE, 7, seed=1), family.row(2, IMAGE, 4, seed=3)
     both = first.then(more)
-    begin = len(first.ids)
     with vtprune.applied(model, method):
         cache = model(**family.inputs(first), use_cache=True).past_key_values
-        inputs = family.inputs(both, new=(more,))
-        positions = positions_of(model, family, both)[:, begin:]
-        given = positions if len(positions) == 1 else positions[:, None]
-        inputs |= {"input_ids": inputs["input_ids"][:, begin:], "position_ids": given, "past_key_values": cache}
-        if "mm_token_type_ids" in inputs:
-            inputs["mm_token_type_ids"] = inputs["mm_token_type_ids"][:, begin:]
-        torch.testing.assert_close(model(**inputs).logits[:, -1], whole_logits(model, family, both), **CLOSE)
+        inputs = further_turn(model, family, first, more)
+        logits = model(**inputs, past_key_values=cache).logits
+        torch.testing.assert_close(logits[:, -1], whole_logits(model, family, both), **CLOSE)
         decided.clear()
-        follow = {"position_ids": given[..., -1:] + 1, "past_key_values": cache}
+        follow = {"position_ids": inputs["position_ids"][..., -1:] + 1, "past_key_values": cache}
         model(input_ids=torch.tensor([[9]]), attention_mask=torch.ones(1, len(both.ids) + 1), **follow)
         visual = both.visual.nonzero()[:, 0]
         read = [part.entries[part.entries >= 0] for _, _, parts in decided if parts is not None for part in parts]
@@ -149,6 +120,7 @@ def whole_logits(model, family, row):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", SOME, indirect=True)
 @pytest.mark.parametrize("chain", ["divprune:keep=0.5", "fastv:layer=1,keep=0.5", "random:keep=0.4"])
 @pytest.mark.parametrize("method", METHODS)
 def test_other_methods_before_them(model, family, method, chain):

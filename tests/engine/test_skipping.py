@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import vtprune
-from tests.families import FAMILIES, IMAGE, SORTS, VIDEO
-from tests.reference import feeding, positions_of, whole
+from tests.asking import further_turn
+from tests.families import FAMILIES, IMAGE, SORTS
+from tests.layer_loop import Rule, check_answer, prompts
 from tests.tiny import BEAMS
 from vtprune.methods import Keep, Method, Place, Stage
 
@@ -64,48 +65,33 @@ def runs_of(report, row):
     return runs
 
 
-def plain(model, fed, positions, runs, layers=LAYERS):
-    """Logits of a loop over the layers, of which some run on `runs` alone."""
-    language_model = model.model.language_model
-    hidden = fed.embeds
-    for i, layer in enumerate(language_model.layers):
-        slots = runs.nonzero().squeeze(1) if i in layers else torch.arange(hidden.shape[1])
-        at = positions[:, slots]
-        rotary = language_model.rotary_emb(hidden, position_ids=at if len(at) == 1 else at[:, None])
-        mask = torch.ones(len(slots), len(slots), dtype=torch.bool).tril()[None, None]
-        out = layer(hidden[:, slots], attention_mask=mask, position_embeddings=rotary)
-        hidden = hidden.clone()
-        hidden[:, slots] = out[0] if isinstance(out, tuple) else out
-        if i < len(fed.deep):
-            hidden = hidden + fed.deep[i]
-    return model.lm_head(language_model.norm(hidden))
+class Passed(Rule):
+    """Slots that do not run in a layer are seen by nobody there and stay as they are."""
 
+    def __init__(self, visual, runs):
+        super().__init__(visual)
+        self.runs = torch.cat((runs, torch.ones(self.length - len(runs), dtype=torch.bool)))
 
-def prompts(family):
-    rows = [family.row(5, IMAGE, 7), family.row(3, IMAGE, 2, IMAGE, 6, seed=1)]
-    return rows + ([family.row(2, IMAGE, 3, VIDEO, 4, seed=2)] if VIDEO in family.kinds else [])
+    def given(self, layer):
+        return self.runs if layer in LAYERS else super().given(layer)
+
+    def sees(self, layer, head):
+        return super().sees(layer, head) & self.given(layer)
+
+    def channels(self, layer, most):
+        return torch.where(self.given(layer), most, 0)
 
 
 @torch.no_grad()
 def test_prefill_and_decoding_equal_the_plain_loop(model, family):
     new = 5
     for row in prompts(family):
-        with vtprune.applied(model, Passing()), feeding(model) as seen:
-            out = model.generate(
-                **family.inputs(row),
-                max_new_tokens=new,
-                do_sample=False,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-            report = vtprune.report(model)
-        runs = runs_of(report, row)
-        conversation = row.then(out.sequences[0, len(row.ids) :])
-        fed = whole(model, conversation, [(torch.arange(len(row.ids)), seen[0])])
-        runs = torch.cat((runs, torch.ones(new, dtype=torch.bool)))
-        expected = plain(model, fed, positions_of(model, family, conversation), runs)
-        torch.testing.assert_close(torch.stack(out.logits, 1), expected[:, -new - 1 : -1], **CLOSE)
-        left, cache = int(runs[: len(row.ids)].sum()), out.past_key_values
+
+        def passed(visual, report):
+            return Passed(visual, runs_of(report, row))  # noqa: B023
+
+        report, (_, _, cache) = check_answer(model, family, row, Passing(), passed, new)
+        left = int(runs_of(report, row).sum())
         lengths = [left if i in LAYERS else len(row.ids) for i in range(5)]
         assert [layer.keys.shape[2] for layer in cache.layers] == [n + new - 1 for n in lengths]
         assert cache.get_seq_length() == len(row.ids) + new - 1
@@ -134,21 +120,11 @@ def test_padded_batches_and_beams_equal_their_rows_alone(model, family):
 @torch.no_grad()
 def test_a_second_turn_equals_the_whole_conversation(model, family):
     first, more = family.row(5, IMAGE, 7, seed=1), family.row(2, IMAGE, 4, seed=3)
-    both = first.then(more)
     with vtprune.applied(model, Passing()):
-        out = model(**family.inputs(first), use_cache=True)
-        logits = continue_with(model, family, out.past_key_values, both, more)
-        torch.testing.assert_close(logits[0, -1], model(**family.inputs(both)).logits[0, -1], **CLOSE)
-
-
-def continue_with(model, family, cache, both, more):
-    inputs = family.inputs(both, new=(more,))
-    begin = len(both.ids) - len(more.ids)
-    positions = positions_of(model, family, both)[:, begin:]
-    inputs |= {"input_ids": inputs["input_ids"][:, begin:], "past_key_values": cache}
-    inputs.pop("mm_token_type_ids", None)
-    inputs["position_ids"] = positions if len(positions) == 1 else positions[:, None]
-    return model(**inputs).logits
+        cache = model(**family.inputs(first), use_cache=True).past_key_values
+        logits = model(**further_turn(model, family, first, more), past_key_values=cache).logits
+        expected = model(**family.inputs(first.then(more))).logits
+        torch.testing.assert_close(logits[0, -1], expected[0, -1], **CLOSE)
 
 
 @torch.no_grad()
@@ -185,7 +161,7 @@ def test_later_pictures_may_use_another_method(built):
     with vtprune.applied(model, "divprune", keep=0.5, positions="original"):
         cache = model(**family.inputs(first), use_cache=True).past_key_values
     with vtprune.applied(model, Passing()):
-        continue_with(model, family, cache, first.then(more), more)
+        model(**further_turn(model, family, first, more), past_key_values=cache)
         held = [layer.keys.shape[2] for layer in cache.layers]
     assert held == [30 + 42, 30 + 17, 30 + 42, 30 + 17, 30 + 42]
     assert {layer.get_seq_length() for layer in cache.layers} == {48 + 42}

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import vtprune
-from tests.families import FAMILIES, IMAGE, SORTS, VIDEO
-from tests.layer_loop import Rule, layer_loop
-from tests.reference import feeding, positions_of, whole
+from tests.asking import further_turn
+from tests.families import FAMILIES, IMAGE, SORTS
+from tests.layer_loop import Rule, check_answer, prompts
 from vtprune.integrations import integrate
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
@@ -113,31 +113,15 @@ def kind(request):
     return request.param, "sdpa"
 
 
-def prompts(family):
-    rows = [family.row(5, IMAGE, 7), family.row(3, IMAGE, 2, IMAGE, 6, seed=1)]
-    return rows + ([family.row(2, IMAGE, 3, VIDEO, 4, seed=2)] if VIDEO in family.kinds else [])
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "rule", "parameters"), CASES, ids=IDS)
 def test_prefill_and_decoding_equal_the_plain_loop(model, family, name, rule, parameters):
-    new = 3
     for row in prompts(family):
-        with vtprune.applied(model, name, **parameters), feeding(model) as seen:
-            out = model.generate(
-                **family.inputs(row),
-                max_new_tokens=new,
-                do_sample=False,
-                output_logits=True,
-                return_dict_in_generate=True,
-            )
-            report = vtprune.report(model)
-        conversation = row.then(out.sequences[0, len(row.ids) :])
-        fed = whole(model, conversation, [(torch.arange(len(row.ids)), seen[0])])
-        visual = torch.cat((row.visual, torch.zeros(new, dtype=torch.bool)))
-        rules = rule(visual, cells_of(model, row, report), **parameters)
-        expected = layer_loop(model, fed, positions_of(model, family, conversation), rules)
-        torch.testing.assert_close(torch.stack(out.logits, 1), expected[:, -new - 1 : -1], **CLOSE)
+
+        def ruled(visual, report):
+            return rule(visual, cells_of(model, row, report), **parameters)  # noqa: B023
+
+        report, _ = check_answer(model, family, row, [(name, parameters)], ruled, new=3)
         assert report.visual_tokens_after == report.visual_tokens_before
         # Heads that lose attention, but go on asking, save nothing.
         saves = not (parameters.get("heads") and len(parameters) == 3)
@@ -148,17 +132,11 @@ def test_prefill_and_decoding_equal_the_plain_loop(model, family, name, rule, pa
 @pytest.mark.parametrize(("name", "rule", "parameters"), CASES, ids=IDS)
 def test_a_second_turn_with_a_picture_equals_the_whole_conversation(model, family, name, rule, parameters):
     first, more = family.row(5, IMAGE, 7, seed=1), family.row(2, IMAGE, 4, seed=3)
-    both = first.then(more)
-    begin = len(both.ids) - len(more.ids)
     with vtprune.applied(model, name, **parameters):
         cache = model(**family.inputs(first), use_cache=True).past_key_values
-        inputs = family.inputs(both, new=(more,))
-        positions = positions_of(model, family, both)[:, begin:]
-        inputs |= {"input_ids": inputs["input_ids"][:, begin:], "past_key_values": cache}
-        inputs.pop("mm_token_type_ids", None)
-        inputs["position_ids"] = positions if len(positions) == 1 else positions[:, None]
-        logits = model(**inputs).logits
-        torch.testing.assert_close(logits[0, -1], model(**family.inputs(both)).logits[0, -1], **CLOSE)
+        logits = model(**further_turn(model, family, first, more), past_key_values=cache).logits
+        expected = model(**family.inputs(first.then(more))).logits
+        torch.testing.assert_close(logits[0, -1], expected[0, -1], **CLOSE)
 
 
 @torch.no_grad()

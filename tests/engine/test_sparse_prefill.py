@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import vtprune
-from tests.families import FAMILIES, IMAGE, VIDEO
+from tests.families import FAMILIES, IMAGE
+from tests.layer_loop import Rule, layer_loop, prompts
 from tests.reference import feeding, positions_of, whole
-from vtprune.compat import rotate
 from vtprune.methods import Method, Place, build_method
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
@@ -43,30 +43,18 @@ class Noted(Method):
         return decision
 
 
-def plain(model, fed, positions, attending):
-    """Logits of a loop over the layers, head by head; slots that are not listed get nothing from attention."""
-    language_model = model.model.language_model
-    hidden, length = fed.embeds, fed.embeds.shape[1]
-    rotary = language_model.rotary_emb(hidden, position_ids=positions if len(positions) == 1 else positions[:, None])
-    for i, layer in enumerate(language_model.layers):
-        attention, normed = layer.self_attn, layer.input_layernorm(hidden)
-        q, k, v = (getattr(attention, f"{x}_proj")(normed).unflatten(-1, (-1, attention.head_dim)) for x in "qkv")
-        if hasattr(attention, "q_norm"):
-            q, k = attention.q_norm(q), attention.k_norm(k)
-        q, k = (rotate(x.transpose(1, 2), *rotary)[0] for x in (q, k))
-        v, listed = v.transpose(1, 2)[0], torch.zeros(length, dtype=torch.bool)
-        listed[attending[i]] = True
-        seen = torch.ones(length, length, dtype=torch.bool).tril() & listed
-        groups = attention.num_key_value_groups
-        heads = []
-        for h in range(len(q)):
-            logits = (q[h] @ k[h // groups].T * attention.scaling).masked_fill(~seen, -1e30)
-            heads.append((logits.softmax(-1) @ v[h // groups]) * listed[:, None])
-        hidden = hidden + attention.o_proj(torch.cat(heads, -1))[None]
-        hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        if i < len(fed.deep):
-            hidden = hidden + fed.deep[i]
-    return model.lm_head(language_model.norm(hidden))
+class Listed(Rule):
+    """Slots attend to the listed ones, and get something, only if they are listed themselves."""
+
+    def __init__(self, visual, listed):
+        super().__init__(visual)
+        self.listed = listed
+
+    def given(self, layer):
+        return torch.zeros(self.length, dtype=torch.bool).index_fill(0, self.listed[layer], True)
+
+    def sees(self, layer, head):
+        return super().sees(layer, head) & self.given(layer)
 
 
 @torch.no_grad()
@@ -75,16 +63,13 @@ def plain(model, fed, positions, attending):
 def test_prefill_equals_the_plain_loop(name, parameters):
     family = FAMILIES[name]
     model = family.model()
-    rows = [family.row(5, IMAGE, 7), family.row(3, IMAGE, 2, IMAGE, 6, seed=1)]
-    if VIDEO in family.kinds:
-        rows.append(family.row(2, IMAGE, 3, VIDEO, 4, seed=2))
-    for row in rows:
+    for row in prompts(family):
         method = Noted(build_method("zipvl", {"sparse_prefill": True, **parameters}))
         with vtprune.applied(model, method), feeding(model) as seen:
             logits = model(**family.inputs(row)).logits
             report = vtprune.report(model)
         fed = whole(model, row, [(torch.arange(len(row.ids)), seen[0])])
-        expected = plain(model, fed, positions_of(model, family, row), method.attending)
+        expected = layer_loop(model, fed, positions_of(model, family, row), Listed(row.visual, method.attending))
         torch.testing.assert_close(logits, expected, **CLOSE)
         assert report.prefill_flops_after < report.prefill_flops_before
         assert report.kv_bytes_after < report.kv_bytes_before

@@ -10,19 +10,18 @@ import torch
 from transformers import StaticCache
 
 import vtprune
+from tests.cases import methods_twice, over, paths_everywhere
 from tests.families import FAMILIES, IMAGE, VIDEO
 from tests.tiny import ENCODES_FIRST, batch, picture, prompt, tiny_llava
 
 CLOSE = dict(atol=1e-4, rtol=1e-4)
-
-
-@pytest.fixture(params=FAMILIES)
-def family(request):
-    return FAMILIES[request.param]
+# On others transformers keeps rope_deltas of the last prompt on the model: no two threads may share one.
+UNTYPED = [name for name, family in FAMILIES.items() if not family.typed]
 
 
 @pytest.fixture
 def model(family):
+    """One of its own: some tests change it."""
     return family.model()
 
 
@@ -36,10 +35,9 @@ def inputs(family, row):
     return family.inputs(row)
 
 
+@over(methods_twice("threads", UNTYPED))
 def test_two_threads_share_one_model(family, model, method):
     """Each thread gets its own answer and its own report, however the calls interleave."""
-    if family.typed:
-        pytest.skip("transformers keeps rope_deltas of the last prompt on the model: no two threads may share one")
     vtprune.apply(model, method[0], **method[1])
     prompts = [[family.row(5, IMAGE, 7, seed=1)], [family.row(2, IMAGE, 4, IMAGE, 3, seed=2), family.row(3, seed=3)]]
     requests = [family.inputs(*rows) for rows in prompts]
@@ -66,6 +64,7 @@ def test_two_threads_share_one_model(family, model, method):
     assert not errors
 
 
+@over(paths_everywhere("bf16"))
 @torch.no_grad()
 def test_bf16(family, model, method):
     """bf16 decides nearly as float32 does, and never leaves its own precision."""
@@ -81,6 +80,7 @@ def test_bf16(family, model, method):
     assert model.generate(**inputs, max_new_tokens=4, do_sample=False).shape == (1, inputs["input_ids"].shape[1] + 4)
 
 
+@over(paths_everywhere("gradients"))
 def test_gradients_flow(model, method, row, inputs):
     """A pruned model trains what the untouched one trains, but for an image newline that has left."""
     labels = row.ids.masked_fill(row.visual, -100)[None]
@@ -250,39 +250,46 @@ def test_long_decoding(model, row, inputs):
     assert kept < entered < row.tokens
 
 
-COMPILED = [("llava-clip", "tome"), ("llava_onevision", "divprune"), ("qwen3_vl", "fastv"), ("internvl", "fastv")]
+COMPILED = {"llava-clip": ["tome", "fastv:keep=0.5"], "qwen3_vl": ["divprune:keep=0.5", "fastv:keep=0.5"]}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("family", "name"), COMPILED, ids=lambda x: x)  # compiling takes seconds
-def test_compiled_model_gives_the_same_logits(family, name):
+@pytest.mark.parametrize("family", COMPILED)  # compiling takes seconds
+def test_compiled_model_gives_the_same_logits(family):
     """Graph breaks are allowed: hooks run outside the compiled graphs."""
     model, inputs = FAMILIES[family].model(), FAMILIES[family].inputs(FAMILIES[family].row(5, IMAGE, 7))
-    vtprune.apply(model, name, keep=0.5)
+    vtprune.apply(model, COMPILED[family])
     expected = model(**inputs).logits
     compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(compiled(**inputs).logits, expected, **CLOSE)
     torch.compiler.reset()
 
 
+@over(methods_twice("offloading"))
 @torch.no_grad()
-@pytest.mark.parametrize("where", ["cpu", "disk"])
-def test_offloaded_weights(model, method, inputs, where, tmp_path):
+def test_weights_offloaded_to_the_cpu(model, method, inputs):
     """Weights that come from elsewhere for each module's call, through accelerate."""
-    from accelerate import cpu_offload, disk_offload
+    from accelerate import cpu_offload
 
+    check_offloaded(model, method, inputs, lambda model: cpu_offload(model, execution_device="cpu"))
+
+
+@torch.no_grad()
+def test_weights_offloaded_to_the_disk(model, inputs, tmp_path):
+    from accelerate import disk_offload
+
+    on_disk = lambda model: disk_offload(model, str(tmp_path), execution_device=torch.device("cpu"))  # noqa: E731
+    check_offloaded(model, ("fastv", {"keep": 0.5}), inputs, on_disk)
+
+
+def check_offloaded(model, method, inputs, offload):
+    with vtprune.applied(model, method[0], **method[1]):
+        expected = model(**inputs).logits
+    offload(model)
     vtprune.apply(model, method[0], **method[1])
-    expected = model(**inputs).logits
+    torch.testing.assert_close(model(**inputs).logits, expected, **CLOSE)
     vtprune.remove(model)
-    offloaded = copy.deepcopy(model)
-    if where == "cpu":
-        offloaded = cpu_offload(offloaded, execution_device="cpu")
-    else:
-        disk_offload(offloaded, str(tmp_path), execution_device=torch.device("cpu"))
-    vtprune.apply(offloaded, method[0], **method[1])
-    torch.testing.assert_close(offloaded(**inputs).logits, expected, **CLOSE)
-    vtprune.remove(offloaded)
-    assert hasattr(offloaded.lm_head, "_hf_hook")
+    assert hasattr(model.lm_head, "_hf_hook")
 
 
 def quantized_copy(model, folder, bits):
@@ -295,6 +302,7 @@ def quantized_copy(model, folder, bits):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", [(name, "sdpa") for name in ("llava-clip", "qwen3_vl", "internvl")], indirect=True)
 def test_8_bit_weights(model, inputs, tmp_path):
     """The methods decide and remove on quantized linear layers as on others."""
     quantized = quantized_copy(model, tmp_path, 8)
@@ -322,7 +330,7 @@ def check_quantized(quantized, inputs, expected):
             assert bool(quantized(**inputs).logits.isfinite().all())
 
 
-@pytest.mark.parametrize("family", ["llava-clip", "qwen2_5_vl"], indirect=True)
+@pytest.mark.parametrize("kind", [("llava-clip", "sdpa"), ("qwen2_5_vl", "sdpa")], indirect=True)
 def test_peft_model(model, row, inputs):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["q_proj", "k_proj", "v_proj"], init_lora_weights=False)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import vtprune
+from tests.asking import check_padding_and_beams
 from tests.engine.test_cache_methods import Noted
-from tests.engine.test_eviction import check_padding_and_beams
 from tests.families import FAMILIES, IMAGE
 from tests.methods.inputs import INFO, cache_entries
 from tests.methods.reading import decoded, layer_slots
@@ -163,7 +163,8 @@ def test_values_of_all_but_the_best_visual_entries_bring_nothing():
 @pytest.mark.parametrize("name", ["llava-clip", "qwen2_5_vl"])
 def test_local_values_beside_the_cascade(name):
     family = FAMILIES[name]
-    check_padding_and_beams(family, SpAtten(keep=0.5, values=0.3))
+    with vtprune.applied(family.model(), SpAtten(keep=0.5, values=0.3)) as model:
+        check_padding_and_beams(model, family)
     x, settings = family.inputs(family.row(5, IMAGE, 7)), dict(max_new_tokens=4, do_sample=False, output_logits=True)
     found = []
     for values in (0.3, 36, 1.0):
