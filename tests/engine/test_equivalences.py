@@ -9,6 +9,7 @@ import vtprune
 from tests.asking import check_beams_alone, check_rows_alone, several_rows
 from tests.cases import EAGER, everywhere, methods_twice, other_rules, over, paths_everywhere
 from tests.families import FAMILIES, IMAGE, PAD, VIDEO
+from tests.layer_loop import prompts
 from tests.reference import bare_run, decisions, feeding, positions_of, reference, run, whole
 from tests.tiny import ENCODES_FIRST
 from vtprune.methods import Place, get_method
@@ -31,14 +32,6 @@ def decides_again(method) -> bool:
     """Whether it decides by the text, which grows from step to step without a cache."""
     cls = get_method(method[0])
     return cls.needs_text or any(place.value.startswith("decoder") for place in cls.places)
-
-
-def prompts(family):
-    """A prompt with a picture, with two pictures of different sizes, with a video, with both."""
-    found = [family.row(5, IMAGE, 7), family.row(3, IMAGE, 2, IMAGE, 6, seed=1)]
-    if VIDEO in family.kinds:
-        found += [family.row(2, VIDEO, 5), family.row(2, IMAGE, 3, VIDEO, 4, seed=2)]
-    return found
 
 
 @over([*everywhere(), *other_rules()], eager=methods_twice("prefill", EAGER))
@@ -102,10 +95,7 @@ def test_keeping_everything_changes_no_bit(model, family, method):
 @over(everywhere(), eager=methods_twice("padding", EAGER))
 @torch.no_grad()
 def test_padded_batch_equals_its_rows_alone(pruned, family):
-    rows = several_rows(family)
-    if VIDEO in family.kinds:
-        rows.append(family.row(2, VIDEO, 4, seed=5))
-    check_rows_alone(pruned, family, rows)
+    check_rows_alone(pruned, family, several_rows(family))
 
 
 @over(paths_everywhere("padding on the right"))

@@ -147,7 +147,7 @@ def listed(step: DecoderStep) -> SlotLists:
     """The slots that are left, as stages inside the layers see them."""
     lists = step.inside.lists
     if lists is None or lists.slots is not step.slots:
-        texts = step._texts() if step.layout is not None else step.slots.counts
+        texts = step.texts if step.layout is not None else step.slots.counts
         lists = step.inside.lists = SlotLists(step.slots, step.layout, texts, step.device)
     return lists
 
@@ -175,8 +175,8 @@ def layer_slots(integration: Integration, stage: ChainStage, layer: int, step: D
 def _record(integration: Integration, stage: ChainStage, layer: int, step: DecoderStep, past: int) -> Record:
     """What is known of a layer's entries, those of this call included, which the layer does not hold yet."""
     if not is_visual(step.cache):
-        step._link_rows()
-    held: Any = step._cached()[layer]
+        step.link_rows()
+    held: Any = step.cached[layer]
     new = listed(step).is_visual
     rows = len(new)
     if held.noted is None:

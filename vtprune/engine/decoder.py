@@ -90,7 +90,7 @@ class DecoderStep:
         self.cache: Cache | None = cache_of(self.integration.language_model, arguments)
         self.past = self.cache.get_seq_length() if self.cache is not None else 0
         layers = len(self.integration.decoder_layers)
-        self.rows = [held.rows for held in self._cached()] if is_visual(self.cache) else [Rows(0)] * layers
+        self.rows = [held.rows for held in self.cached] if is_visual(self.cache) else [Rows(0)] * layers
 
     def enter(self, arguments: dict[str, Any], mask_on_host: Tensor | None = None) -> dict[str, Any]:
         """Change the language model's arguments: fewer slots, their positions and mask, the physical cache.
@@ -118,22 +118,7 @@ class DecoderStep:
         self.positions = positions.to(self.device).reshape(-1, *positions.shape[-2:]).expand(-1, self.batch, -1)
         if self.rows[0].shift is not None:
             self.positions = self.positions - self.rows[0].shift[:, None].to(self.device)
-        keep: Tensor | None = None
-        if self.layout is not None:
-            self.candidates = self.layout.tokens
-            visual: Tensor | None = arguments.get("visual_pos_masks")
-            self.deepstack = None if visual is None else DeepStackRows(visual)
-            self.selected, self.events = decide(self.chain, self.layout, arguments, self.slots.valid)
-            self.marks = marks(self.layout, self.selected)
-            if self.chain.shares:
-                self.sharing = Sharing.of(owners(self.layout, self.selected), self.slots)
-                if self.sharing is not None and self.deepstack is not None:
-                    self.deepstack.compact(self.sharing.slot)
-            else:
-                keep = staying(self.layout, self.selected)
-            if self.chain.skipping is not None:
-                runs = running(self.layout, self.selected)
-                self.skipping = None if runs is None else Skipping(runs, self.chain.skipping.stage.skips)
+        keep = None if self.layout is None else self._decide(self.layout, arguments)
         for rows in dict.fromkeys(self.rows):
             rows.extend(self.batch, self.past_length[rows.leader], self.original_length, self.slots.valid, self.device)
         if keep is not None:
@@ -155,6 +140,23 @@ class DecoderStep:
                 arguments["past_key_values"] = PhysicalCache(self.cache)
         return arguments
 
+    def _decide(self, layout: VisualLayout, arguments: dict[str, Any]) -> Tensor | None:
+        """Let the stages at the door decide, on the slots of the call; returns what stays of these, None for all."""
+        self.candidates = layout.tokens
+        visual: Tensor | None = arguments.get("visual_pos_masks")
+        self.deepstack = None if visual is None else DeepStackRows(visual)
+        self.selected, self.events = decide(self.chain, layout, arguments, self.slots.valid)
+        self.marks = marks(layout, self.selected)
+        if self.chain.skipping is not None:
+            runs = running(layout, self.selected)
+            self.skipping = None if runs is None else Skipping(runs, self.chain.skipping.stage.skips)
+        if not self.chain.shares:
+            return staying(layout, self.selected)
+        self.sharing = Sharing.of(owners(layout, self.selected), self.slots)
+        if self.sharing is not None and self.deepstack is not None:
+            self.deepstack.compact(self.sharing.slot)
+        return None
+
     def _drop_deepstack(self, arguments: dict[str, Any]) -> None:
         if self.deepstack is None or self.picture is None:
             return
@@ -163,7 +165,9 @@ class DecoderStep:
         arguments["visual_pos_masks"] = mask
         self.deepstack = DeepStackRows(mask)
 
-    def _cached(self) -> list[Any]:
+    @property
+    def cached(self) -> list[Any]:
+        """The layers of the cache; none without one."""
         return self.cache.layers if self.cache is not None else []
 
     # What the slots that are left are, (rows, slots now); None in a call without pictures, or without newlines.
@@ -202,9 +206,9 @@ class DecoderStep:
             return None
         if 0 in counts and 0 not in before.counts:
             raise ValueError("nothing is left of a prompt without text once visual tokens leave: give it some text.")
-        self.candidates = [left - text - n for left, text, n in zip(counts, self._texts(), newlines, strict=True)]
+        self.candidates = [left - text - n for left, text, n in zip(counts, self.texts, newlines, strict=True)]
         divide_rows(self.rows, layer)
-        self._link_rows()
+        self.link_rows()
         shift: Tensor | None = None
         if positions == "compact":
             dropped = ~keep if before.valid is None else ~keep & before.valid
@@ -244,14 +248,15 @@ class DecoderStep:
         counts, newlines = torch.stack((keep.sum(1), (keep & self.newline).sum(1))).tolist()
         return counts, newlines
 
-    def _texts(self) -> list[int]:
+    @property
+    def texts(self) -> list[int]:
         """Per row, number of text slots."""
         if self.layout is None:
             return self.original_lengths
         visual = self.layout.visual.sum(1).tolist()
         return [length - n for length, n in zip(self.original_lengths, visual, strict=True)]
 
-    def _link_rows(self) -> None:
+    def link_rows(self) -> None:
         """Let the cache's layers know their rows, in a cache that keeps two lengths."""
         if self.cache is not None:
             link_rows(self.cache, self.rows, self.chain.label)
@@ -283,7 +288,7 @@ class DecoderStep:
             return hidden
         fewer, end = self.slots.width - short.slots.width, self.past + self.layout.end
         self.rows[layer] = skipping.rows_of(layer, self.rows, short, self.past_length[layer], fewer, end)
-        self._link_rows()
+        self.link_rows()
         visual = self.slots.on(self.layout.picture) >= 0
         self.events.append(Event(self.chain.skipping, layer, [visual], [visual & short.runs]))
         self.whole = short, hidden, (self.slots, self.positions, self.inputs, self.compacted)

@@ -22,7 +22,7 @@ from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.deepstack import DeepStackRows
 from vtprune.engine.encoder import EncoderRun
-from vtprune.engine.eviction import EvictionHooks
+from vtprune.engine.eviction_hooks import EvictionHooks
 from vtprune.engine.feeding import FeedingHooks
 from vtprune.engine.graphs import OutsideGraphs
 from vtprune.engine.layout import VisualLayout, lay_out

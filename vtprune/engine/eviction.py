@@ -9,14 +9,12 @@ implementation works. Rows and layers may keep different numbers.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vtprune.engine.cache import Record, Rows, VisualCacheLayer, layer_bytes, shape_of
-from vtprune.engine.chain import Chain
 from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.encoder import Event
@@ -125,18 +123,25 @@ class Eviction:
     def run(self, stage: ChainStage, ran: Ran) -> None:
         """Let a stage act on a layer that ran, and measure what that frees."""
         step, done = self.step, len(self.step.events)
-        before, _ = layer_bytes(step._cached()[ran.layer])
+        before, _ = layer_bytes(step.cached[ran.layer])
         self._run(stage, ran)
         if len(step.events) > done:
-            freed = before - layer_bytes(step._cached()[ran.layer])[0]
+            freed = before - layer_bytes(step.cached[ran.layer])[0]
             step.events[-1] = dataclasses.replace(step.events[-1], freed=freed)
 
     def _run(self, stage: ChainStage, ran: Ran) -> None:
-        """Show a stage the entries of a layer that ran, and let leave what it does not keep."""
-        step = self.step
+        """Show a stage the entries of a layer that ran, and carry out what it decides."""
         if stage.stage.decodes:
-            step._link_rows()
-        held: Any = step._cached()[ran.layer]
+            self.step.link_rows()
+        held: Any = self.step.cached[ran.layer]
+        entries = self._entries(stage, ran, held)
+        decision = None if entries is None else stage.decide(entries)
+        if entries is not None and decision is not None:
+            self._carry_out(stage, ran, held, entries, decision)
+
+    def _entries(self, stage: ChainStage, ran: Ran, held: Any) -> CacheEntries | None:
+        """What a stage is shown; None if it is not yet to act again."""
+        step = self.step
         (rows, heads, entries), device = shape_of(held), held.device
         past = entries - ran.slots.width
         valid = step.rows[ran.layer].valid
@@ -155,37 +160,37 @@ class Eviction:
                 arrived = ran.shown.arrived.to(device)
         else:
             if ran.shown is None and held.get_seq_length() - record.acted.get(stage.method, 0) < stage.stage.every:
-                return
+                return None
             record.acted[stage.method] = held.get_seq_length()
             candidate, arrived = record.candidate & there[:, None], record.arrived[:, None]
         queries, index, counted = self._queries(stage, ran, held)
-        decision = stage.decide(
-            CacheEntries(
-                layer=ran.layer,
-                queries=queries,
-                query_at=index.to(device) + past,
-                query_valid=None if counted is None else counted.to(device),
-                keys=held.keys.detach(),
-                values=held.values.detach(),
-                scale=self.integration.decoder_scale(self.integration.decoder_layers[ran.layer]),
-                valid=there,
-                candidate=candidate,
-                picture=picture,
-                arrived=arrived,
-                memory={} if record is None else record.memory[stage.method],
-                across=self.across_layers(stage),
-                alive=self._alive(ran, past).to(device) if stage.stage.late else None,
-                slot=self._original(ran.slots).to(device) + step.past,
-                fed=step.past + step.original_length,
-                grows=record is not None,
-            )
+        return CacheEntries(
+            layer=ran.layer,
+            queries=queries,
+            query_at=index.to(device) + past,
+            query_valid=None if counted is None else counted.to(device),
+            keys=held.keys.detach(),
+            values=held.values.detach(),
+            scale=self.integration.decoder_scale(self.integration.decoder_layers[ran.layer]),
+            valid=there,
+            candidate=candidate,
+            picture=picture,
+            arrived=arrived,
+            memory={} if record is None else record.memory[stage.method],
+            across=self.across_layers(stage),
+            alive=self._alive(ran, past).to(device) if stage.stage.late else None,
+            slot=self._original(ran.slots).to(device) + step.past,
+            fed=step.past + step.original_length,
+            grows=record is not None,
         )
-        if decision is None:
-            return
+
+    def _carry_out(self, stage: ChainStage, ran: Ran, held: Any, entries: CacheEntries, decision: object) -> None:
+        """Let entries leave, or have them held in fewer bits."""
+        step, device, candidate, there = self.step, held.device, entries.candidate, entries.valid
         end = step.past + (step.original_length if stage.stage.text or step.layout is None else step.layout.end)
+        visual = None if ran.shown is None else ran.shown.visual.to(device)
         if isinstance(decision, Store):
-            slots = None if ran.shown is None else ran.shown.visual.to(device)
-            store(step, stage, ran.layer, decision, candidate, there, slots, end)
+            store(step, stage, ran.layer, decision, candidate, there, visual, end)
             return
         if not isinstance(decision, Keep) or decision.mix is not None:
             raise TypeError(
@@ -193,9 +198,9 @@ class Eviction:
             )
         self._renew(stage, held, decision)
         keep = (decision.mask.to(device) | ~candidate) & there[:, None]
-        if ran.shown is not None:
-            kept, shown = keep[:, :, past:], ran.shown.visual.to(device)
-            step.events.append(Evicted(stage, ran.layer, [shown], [shown & kept[:, 0]], kept))
+        if visual is not None:
+            kept = keep[:, :, -ran.slots.width :]
+            step.events.append(Evicted(stage, ran.layer, [visual], [visual & kept[:, 0]], kept))
         self.evict(stage, ran.layer, keep, there, end)
 
     def _original(self, slots: Slots) -> Tensor:
@@ -256,7 +261,7 @@ class Eviction:
         """What a stage remembers from layer to layer; from call to call, too, if it goes on at later ones."""
         if not stage.stage.decodes:
             return self.across.setdefault(stage.method, {})
-        first: Any = self.step._cached()[min(stage.layers)]
+        first: Any = self.step.cached[min(stage.layers)]
         record: Record = first.record
         return record.across.setdefault(stage.method, {})
 
@@ -293,8 +298,8 @@ class Eviction:
             raise ValueError(f"{stage.method}: the heads of a layer must keep equally many entries of a row.")
         if most == before:
             return
-        step._link_rows()
-        held: Any = step._cached()[layer]
+        step.link_rows()
+        held: Any = step.cached[layer]
         width = max(most)
         index, valid = compact_index(keep.flatten(0, 1), width=width, padded=width != min(most))
         held.keys, held.values = (
@@ -313,85 +318,4 @@ class Eviction:
         left = [i for i, own in enumerate(step.rows) if own is old]
         if left:
             old.leader = left[0]
-        step._link_rows()
-
-
-class EvictionHooks:
-    """Hooks on the decoder layers at which stages of the cache act; no forward is copied.
-
-    Args:
-        integration: The model's family.
-        chain: Its stages.
-        step: The call of the language model that is under way on this thread; None for none that concerns the engine.
-    """
-
-    def __init__(self, integration: Integration, chain: Chain, step: Callable[[], DecoderStep | None]) -> None:
-        self.integration = integration
-        self.step = step
-        self.stages: dict[int, list[ChainStage]] = {}
-        self.late = [stage for stage in chain.cache_stages if stage.stage.late]
-        for stage in chain.cache_stages:
-            for layer in () if stage.stage.late else stage.layers:
-                self.stages.setdefault(layer, []).append(stage)
-
-    def attach(self, before: Callable[..., None], after: Callable[..., None]) -> None:
-        """Put the hooks on their modules; `before` and `after` register one before a module's forward, and behind.
-
-        To be called once the hooks of stages at decoder layers are there: these may ask what the keys of the layer
-        before received, so nothing may leave it until they have run.
-        """
-        layers = self.integration.decoder_layers
-        for i in sorted(self.stages):
-            after(layers[i].get_submodule("self_attn"), self._attended(i), with_kwargs=True)
-            if i + 1 < len(layers):
-                before(layers[i + 1], self._act)
-            else:
-                after(layers[i], self._act)
-        for i in sorted({layer for stage in self.late for layer in stage.layers}):
-            after(layers[i].get_submodule("self_attn"), self._note(i))
-        if self.late:
-            after(layers[-1], self._act_late)
-
-    def _eviction(self) -> Eviction | None:
-        """What belongs to the call that is under way."""
-        step = self.step()
-        if step is not None and step.eviction is None:
-            step.eviction = Eviction(self.integration, step)
-        return None if step is None else step.eviction
-
-    def _attended(self, layer: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            eviction = self._eviction()
-            if eviction is not None and any(eviction.acts(stage, layer) for stage in self.stages[layer]):
-                hidden = args[0] if args else kwargs["hidden_states"]
-                eviction.attended(layer, hidden, kwargs["position_embeddings"])
-
-        return hook
-
-    def _note(self, layer: int) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            if (eviction := self._eviction()) is not None:
-                eviction.note(layer)
-
-        return hook
-
-    def _act(self, module: nn.Module, *_: Any) -> None:
-        eviction = self._eviction()
-        if eviction is None or (ran := eviction.ran) is None:
-            return
-        with torch.no_grad():
-            for stage in self.stages[ran.layer]:
-                if eviction.acts(stage, ran.layer):
-                    eviction.run(stage, ran)
-        eviction.ran = None
-
-    def _act_late(self, *_: Any) -> None:
-        eviction = self._eviction()
-        if eviction is None:
-            return
-        with torch.no_grad():
-            for stage in self.late:
-                for layer in stage.layers:
-                    if layer in eviction.noted and eviction.acts(stage, layer):
-                        eviction.run(stage, eviction.noted[layer])
-        eviction.noted = {}
+        step.link_rows()

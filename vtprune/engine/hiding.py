@@ -51,7 +51,7 @@ def hide(step: DecoderStep, stage: ChainStage, layer: int, visual: Tensor, keep:
     if not bool(hidden.any()):  # the one time that the host waits
         return
     divide_rows(step.rows, layer)
-    step._link_rows()
+    step.link_rows()
     for rows in dict.fromkeys(step.rows[layer:]):
         rows.replace_tail(step.batch, step.past_length[rows.leader], slots.width, stays, step.device)
     step.inputs.clear()

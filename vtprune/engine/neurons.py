@@ -113,8 +113,8 @@ class NeuronHooks:
                 raise TypeError(f"{stage.method}: a stage that chooses neurons must return Neurons, got {decision!r}.")
             # Prompts without pictures are left alone.
             neurons = decision.mask | (step.layout.picture < 0).all(1, keepdim=True).to(decision.mask.device)
-            step._link_rows()
-            held: Any = step._cached()[layer]
+            step.link_rows()
+            held: Any = step.cached[layer]
             held.core = Core(neurons)
             step.inside.neurons[layer] = stage.method, neurons
 
@@ -126,7 +126,7 @@ class NeuronHooks:
                 step = self.step()
                 if step is None or step.layout is not None or step.cache is None or step.slots.width > 1:
                     return original(hidden, *args, **kwargs)
-                core = getattr(step._cached()[layer], "core", None)
+                core = getattr(step.cached[layer], "core", None)
                 return original(hidden, *args, **kwargs) if core is None else core.run(self._parts(layer), hidden)
 
             return OutsideGraphs(forward)

@@ -310,8 +310,8 @@ def store(
         end: Logical length up to which entries may be rounded.
     """
     bits = torch.where(candidate, decision.bits.to(candidate.device), 0)
-    step._link_rows()
-    layers = step._cached()
+    step.link_rows()
+    layers = step.cached
     held = layers[layer] = PackedLayer.of(layers[layer])
     if held.pack(bits, there, decision.again, stage.method):
         step.rows[layer].removal_end = max(end, step.rows[layer].removal_end)

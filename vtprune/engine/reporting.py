@@ -43,7 +43,7 @@ class Prefill:
         self.states = None if step.sharing is None else step.sharing.counts
         self.original_lengths = step.original_lengths
         self.kv_bytes = None if step.cache is None else held_bytes(step.cache)
-        self.slot_bytes = [slot_bytes(layer) for layer in step._cached()] or [0] * len(step.lengths)
+        self.slot_bytes = [slot_bytes(layer) for layer in step.cached] or [0] * len(step.lengths)
         self.past, self.width = step.past, step.original_length
         self._report: Report | None = None
 

@@ -39,7 +39,7 @@ def show(
     attention = last_row = None
     if stage.looks_ahead:
         rotation = on_all_rows(step._rotation(layer, hidden), step.batch)
-        earlier = step._cached()[layer].keys if step.past_length[layer] else None
+        earlier = step.cached[layer].keys if step.past_length[layer] else None
         ahead = layer, hidden, rotation, picture, slots, earlier, step.rows[layer].valid, visual
         if stage.queries is not None:
             attention = step.signals.ahead(stage.queries, *ahead)
@@ -74,7 +74,7 @@ def show(
 
 def _kept_by(step: DecoderStep, layer: int) -> tuple[Tensor | None, Tensor | None]:
     """A layer's keys in the cache, if there is one, and which of its slots are no padding."""
-    return step._cached()[layer].keys if step.cache is not None else None, step.rows[layer].valid
+    return step.cached[layer].keys if step.cache is not None else None, step.rows[layer].valid
 
 
 def text_states(hidden: Tensor, picture: Tensor, slots: Slots) -> tuple[Tensor, Tensor]:

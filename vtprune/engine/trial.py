@@ -85,7 +85,7 @@ def try_out(step: DecoderStep, stage: ChainStage, layers: int, hidden: Tensor, k
                 "attention_mask": step._mask(i, hidden),
                 "position_embeddings": step._rotation(i, hidden),
                 "position_ids": None,
-                "past_key_values": Earlier(step._cached()) if step.past_length[i] else None,
+                "past_key_values": Earlier(step.cached) if step.past_length[i] else None,
                 "use_cache": False,
             }
             # Not by a call of the module: hooks on a layer, of whomever, are about the real run.

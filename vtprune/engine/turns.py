@@ -34,7 +34,7 @@ def before_turn(integration: Integration, stages: Sequence[ChainStage], step: De
 
 def _act(eviction: Eviction, stage: ChainStage, layer: int) -> None:
     step = eviction.step
-    held: Any = step._cached()[layer]
+    held: Any = step.cached[layer]
     if held.record is None or stage.method not in held.record.memory:
         return
     keys, record, valid = held.keys, held.record, step.rows[layer].valid
