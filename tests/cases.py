@@ -143,14 +143,23 @@ def _order(pair: tuple[str, str]) -> tuple[int, str]:
     return list(FAMILIES).index(pair[0]), pair[1]
 
 
+def position_rule(family: str, case: Case) -> str | None:
+    """By which rule positions are to be set on a family: "original" or "compact"; None where no token leaves."""
+    name, given = case
+    if not hasattr(get_method(name)(), "positions"):
+        return None
+    integration = next(x for x in INTEGRATIONS if x.family == family.split("-")[0])
+    model = dataclasses.replace(PLAIN, position_axes=integration.position_axes, any_size=integration.any_size)
+    (rule,) = {stage.positions for stage in build_method(name, {**METHODS[name], **given}).stages(model)}
+    return integration.auto_positions if rule == "auto" else rule
+
+
 def other_rules() -> list[Pair]:
     """One method of every path on every family, with the position rule that it does not come with there."""
-    auto = {integration.family: integration.auto_positions for integration in INTEGRATIONS}
     found = []
     for family, (name, given) in paths_everywhere("position rules"):
-        rule = getattr(get_method(name)(), "positions", None)
-        if rule is not None:
-            own = auto[family.split("-")[0]] if rule == "auto" else rule
+        own = position_rule(family, (name, given))
+        if own is not None:
             other = "original" if own == "compact" else "compact"
             found.append((family, (name, {**given, **LEAVING.get(name, {}), "positions": other})))
     return found

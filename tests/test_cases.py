@@ -16,6 +16,7 @@ from tests.cases import (
     path,
     paths,
     paths_everywhere,
+    position_rule,
     works,
 )
 from tests.families import FAMILIES, VIDEO
@@ -51,6 +52,14 @@ def test_every_method_and_every_family_occurs_in_every_way(way):
 def test_every_path_meets_every_family(way):
     met = {(family, path(name)) for family, name in names(paths_everywhere(way))}
     assert met == {(family, path(name)) for family, name in names(everywhere())}
+
+
+def test_position_rules():
+    assert position_rule("llava-clip", ("divprune", {})) == position_rule("llava_next", ("divprune", {})) == "compact"
+    assert position_rule("qwen2_5_vl", ("divprune", {})) == "original"
+    assert position_rule("qwen2_5_vl", ("fourier", {})) == "compact"
+    assert position_rule("llava-clip", ("fastv", {"positions": "original"})) == "original"
+    assert position_rule("llava-clip", ("snapkv", {})) is None
 
 
 def test_every_path_with_a_position_rule_meets_the_other_one_on_every_family():

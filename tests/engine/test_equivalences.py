@@ -7,7 +7,7 @@ import torch
 
 import vtprune
 from tests.asking import check_beams_alone, check_rows_alone, several_rows
-from tests.cases import EAGER, everywhere, methods_twice, other_rules, over, paths_everywhere
+from tests.cases import EAGER, everywhere, methods_twice, other_rules, over, paths_everywhere, position_rule
 from tests.families import FAMILIES, IMAGE, PAD, VIDEO
 from tests.layer_loop import prompts
 from tests.reference import bare_run, decisions, feeding, positions_of, reference, run, whole
@@ -46,6 +46,7 @@ def test_prefill_equals_the_bare_model(model, family, method):
         assert report.visual_tokens_after == len(slots) - row.text == sum(len(p.kept) for p in report.pictures)
         assert [p.index for p in report.pictures] == list(range(len(row.items)))
         assert [p.kind for p in report.pictures] == [item.kind for item in row.items]
+        assert (decided.compact_door or decided.compact_cuts) == (position_rule(family.name, method) == "compact")
         # Where several patches make a token, a merge of patches only lets tokens go that have become equal.
         merges = Place.ENCODER_LAYER in cls.places
         equal_only = merges and family.name in ("internvl", "llava_next_video")
