@@ -42,9 +42,7 @@ PROMPTS = {
 
 def cases():
     for family in FAMILIES.values():
-        for prompt in PROMPTS:
-            if prompt == "video" and VIDEO not in family.kinds:
-                continue
+        for prompt in ("batch", "video") if VIDEO in family.kinds else ("batch",):
             for method in METHODS:
                 yield pytest.param(family.name, prompt, method, id=f"{family.name}-{prompt}-{method}")
 
