@@ -13,7 +13,7 @@ _NOTHING_LEFT_OUT = 0.995
 
 
 def headlines(run: Run) -> list[str]:
-    """A sentence for each method, at its budget nearest to a quarter of the visual tokens; the best method first."""
+    """A sentence for each method, at its budget nearest to a quarter of what it saves on; the best method first."""
     nearest: dict[str, dict[str, Any]] = {}
     for one in run.configurations:
         if one["name"] == UNPRUNED or one["visual_tokens_share"] is None:
@@ -26,7 +26,7 @@ def headlines(run: Run) -> list[str]:
 
 
 def _distance(one: dict[str, Any]) -> float:
-    return abs(one["visual_tokens_share"] - _AIM)
+    return abs(_spent(one)[0] - _AIM)
 
 
 def _sentence(run: Run, one: dict[str, Any]) -> str:
@@ -34,16 +34,18 @@ def _sentence(run: Run, one: dict[str, Any]) -> str:
     if not told:
         return ""
     first = "" if one["ttft_share"] is None else f"; first token after {percent(one['ttft_share'], 0)} of the time"
-    return f"{one['method']} with {_spent(one)} {told}{first}."
+    return f"{one['method']} with {_spent(one)[1]} {told}{first}."
 
 
-def _spent(one: dict[str, Any]) -> str:
-    if one["visual_tokens_share"] < _NOTHING_LEFT_OUT:
-        return tokens_in_words(one["visual_tokens_share"])
+def _spent(one: dict[str, Any]) -> tuple[float, str]:
+    """What is left of what a method saves on: visual tokens, or else the cache or FLOPs; as a share, and in words."""
+    share = one["visual_tokens_share"]
+    if share < _NOTHING_LEFT_OUT:
+        return share, tokens_in_words(share)
     for name, what in (("kv_bytes_share", "KV cache"), ("prefill_flops_share", "prefill FLOPs")):
         if one[name] is not None and one[name] < _NOTHING_LEFT_OUT:
-            return f"{percent(one[name], 0)} of the {what}"
-    return "all visual tokens"
+            return one[name], f"{percent(one[name], 0)} of the {what}"
+    return share, "all visual tokens"
 
 
 def _judged(run: Run, one: dict[str, Any]) -> str:

@@ -98,13 +98,15 @@ def make_panel(runs: Sequence[tuple[str, Run]]) -> Panel:
 
 
 def costs_in_words(run: Run) -> dict[View, str]:
-    """What the unpruned model spends on a question; "" where that is not known."""
-    unpruned = run.configurations[0]
-    tokens, flops, first = (unpruned[name] for name in ("visual_tokens_mean", "prefill_flops_mean", "ttft_ms"))
+    """What the unpruned model spends on a question; "" where that is not known.
+
+    Nothing is said of time: its share is the median of ratios batch by batch, which is not the ratio of the medians.
+    """
+    tokens, flops = (run.configurations[0][name] for name in ("visual_tokens_mean", "prefill_flops_mean"))
     return {
         "tokens": "" if tokens is None else short(tokens),
         "flops": "" if flops is None else amount(flops, "FLOPs"),
-        "ttft": "" if first is None else f"{short(first)} ms",
+        "ttft": "",
     }
 
 

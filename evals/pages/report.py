@@ -20,7 +20,7 @@ from vtprune.evals.runner.records import Record
 _PICTURES = 96  # in all, so that the page of a large run still opens
 _MOST = 12
 _QUESTION, _ANSWER = 300, 160  # letters
-_TITLES = {"lost": "lost", "gained": "gained", "other": "changed, no better and no worse"}
+_TITLES = {"lost": "lost", "gained": "gained", "other": "at the same score"}
 _MIME = {".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".png": "image/png"}
 
 

@@ -155,7 +155,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 _COSTS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "tokens": lambda figures: figures["visual_tokens_mean"],
     "flops": lambda figures: figures["prefill_flops_mean"],
-    "ttft": lambda figures: figures["ttft_ms"],
+    "ttft": lambda figures: figures["ttft_share"],
 }
 
 

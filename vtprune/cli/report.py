@@ -15,6 +15,9 @@ from rich.text import Text
 
 from vtprune.cli.common import app, check_extras, check_writable, input_errors
 
+_NAME = 22
+_LEFT_OUT = ("same answer", "prefill FLOPs", "KV cache", "KL, nats")
+
 
 @app.command()
 def report(
@@ -81,17 +84,22 @@ def _several(folders: list[Path], out: Path, as_json: bool) -> None:
 
 
 def _table(table: Any, title: str) -> RichTable:
-    """A table of a page; what is small there stands below, and * marks the Pareto front."""
+    """A table of a page without what has no room on a terminal; intervals stand below, * marks the Pareto front."""
     drawn = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    drawn.add_column("", overflow="fold", min_width=12)
-    for head in table.heads:
-        drawn.add_column(head, justify="right")
-    for name, cells in table.rows:
-        said = [
-            f"{'*' if cell.front else ''}{cell.value}" + (f"\n{cell.beside}" if cell.beside else "") for cell in cells
-        ]
-        drawn.add_row(*map(Text, (name, *said)))
+    names = [name.replace(": ", ":\n", 1) for name, _ in table.rows]
+    longest = max(len(part) for name in names for part in name.split("\n"))
+    drawn.add_column("", overflow="fold", min_width=min(longest, _NAME))
+    shown = [place for place, head in enumerate(table.heads) if head not in _LEFT_OUT]
+    for place in shown:
+        drawn.add_column(table.heads[place].replace(" ", "\n", 1), justify="right", overflow="fold")
+    for name, (_, cells) in zip(names, table.rows, strict=True):
+        drawn.add_row(Text(name), *(_cell(cells[place]) for place in shown))
     return drawn
+
+
+def _cell(cell: Any) -> Text:
+    text = f"{'*' if cell.front else ''}{cell.value}".replace(": ", ":\n", 1)
+    return Text(f"{text}\n{cell.beside}" if cell.beside else text)
 
 
 def _warn(console: Console, lines: tuple[str, ...]) -> None:

@@ -101,6 +101,16 @@ def test_headline(page, summary):
     ) in page.text
 
 
+def test_headline_of_what_keeps_all_tokens(tmp_path):
+    folder = write_folder(tmp_path / "run", ["h2o"], [0.5, 0.1])
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    for one in summary["configurations"]:
+        one["visual_tokens_share"] = 1.0
+    path.write_text(json.dumps(summary))
+    assert "h2o with 28 % of the KV cache answers" in Page(write_report(folder)).text
+
+
 def test_changed_answers_are_counted_and_shown(page, folder):
     records = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
     unpruned = {one["index"]: one for one in records if one["configuration"] == "unpruned"}
