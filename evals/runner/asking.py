@@ -69,11 +69,10 @@ class Asker:
 
     def ask(self, call: Call, configuration: Configuration) -> Outcomes:
         """Answers to a call's questions; if it fails as a whole, each is asked alone, to find those at fault."""
-        error = None
         try:
             return self._ask(call, configuration)
-        except Exception as found:  # whatever it is, it is told, and must not stop the others
-            error = describe(found)
+        except Exception as raised:  # whatever it is, it is told, and must not stop the others
+            error = describe(raised)
         _free_memory(self.loaded.model.device)
         if len(call.indices) == 1:
             return {call.indices[0]: error}
@@ -131,7 +130,7 @@ def _applied(model: Any, configuration: Configuration) -> Iterator[None]:
 
 def _rows(answered: Answered, report: Report | None) -> list[Outcome]:
     rows = len(answered.texts)
-    likelihoods = answered.likelihoods or [None] * rows
+    likelihoods: Sequence[tuple[float, ...] | None] = answered.likelihoods or [None] * rows
     return [
         Outcome(
             answered.texts[row],

@@ -18,7 +18,8 @@ from vtprune.inputs import Ask, make_batch
 from vtprune.models import Loaded
 from vtprune.videos import Video
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from vtprune.evals.runner.pictures import Pictures
 from vtprune.evals.runner.preparing import Call, Prepared, ahead, prepare
 from vtprune.evals.runner.records import Record
 from vtprune.models import Loaded
+from vtprune.report import Report
 
 DIGITS = 6
 
@@ -132,7 +134,7 @@ def _before(asker: Asker, call: Call, answered: Sequence[Outcomes]) -> dict[int,
     return found
 
 
-def _taken(report: object, row: int, rows: int) -> Before:
+def _taken(report: Report, row: int, rows: int) -> Before:
     bytes_before = report.kv_bytes_before
     return (
         tokens_of_rows(report)[0][row],
@@ -143,7 +145,7 @@ def _taken(report: object, row: int, rows: int) -> Before:
 
 def _judged(task: Task, record: Record, outcome: Outcome, before: Before | None, unpruned: Outcome | str) -> Record:
     sample = task.samples[record.index]
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "answer": outcome.text,
         "score": task.metric.score(outcome.text, sample) if sample.answers else None,
         "ttft_ms": round(outcome.ttft_ms, 3),

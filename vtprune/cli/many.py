@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import click
+from typing import Any
+
 from typer.core import TyperCommand
 
 REPEATED = ("--method", "--keep", "-k")
@@ -11,7 +12,7 @@ REPEATED = ("--method", "--keep", "-k")
 class ManyValues(TyperCommand):
     """A command without arguments, in which words behind the value of some options are more values of them."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Write the option before each of its values."""
         written: list[str] = []
         option = ""
