@@ -109,10 +109,8 @@ def model_args(method, model="tiny-llava"):
     return f"pretrained={model},method={method}" + ("" if METHODS[method] is None else f",keep={METHODS[method]}")
 
 
-@pytest.fixture(scope="module")
-def runs(tasks, offline, tmp_path_factory):
+def run_all(tasks, offline, folder):
     """All that one process of lmms-eval found, by name."""
-    folder = tmp_path_factory.mktemp("runs")
     cache = {"use_cache": str(folder / "cache")}
     plan = {
         **{m: {"model_args": model_args(m), "tasks": ["scenes_open"], **cache} for m in METHODS},
@@ -138,39 +136,50 @@ def asked(model, method):
         items = QUESTIONS[first : first + 8]
         shown = [scene_picture(x.seed) for x in items]
         answers += ask_model(loaded.model, loaded.processor, shown, [x.question.text for x in items])
-    right = [answer == x.question.answer.lower() for answer, x in zip(answers, QUESTIONS, strict=True)]
-    return answers, sum(right) / len(right)
+    return answers, sum(map(is_right, answers, QUESTIONS)) / len(QUESTIONS)
+
+
+def is_right(answer, item):
+    return answer == item.question.answer.lower()
 
 
 def said(run):
     return [answer.lower() for (answer,) in run["samples"]["scenes_open"]]
 
 
-@pytest.mark.parametrize(
-    ("run", "model", "method"),
-    [*((method, "tiny-llava", method) for method in METHODS), ("qwen", "tiny-qwen2.5-vl", "divprune")],
-)
-def test_answers_and_accuracy_are_those_of_vtprune(runs, run, model, method):
+def test_lmms_eval_says_what_vtprune_says(tasks, offline, tmp_path):
+    """One test, as its one process is dear, and tests of a module may be shared out among workers."""
+    runs = run_all(tasks, offline, tmp_path)
+    for method in METHODS:
+        check_answers_and_accuracy(runs[method], "tiny-llava", method)
+    check_answers_and_accuracy(runs["qwen"], "tiny-qwen2.5-vl", "divprune")
+    check_what_was_saved(runs)
+    check_that_the_cache_of_answers_tells_methods_apart(runs)
+    check_multiple_choice_by_likelihood(runs)
+    check_rounds_of_videos_and_pictures(runs)
+
+
+def check_answers_and_accuracy(run, model, method):
     answers, accuracy = asked(model, method)
-    assert said(runs[run]) == answers
-    assert runs[run]["results"]["scenes_open"]["exact_match,none"] == pytest.approx(accuracy)
+    assert said(run) == answers
+    assert run["results"]["scenes_open"]["exact_match,none"] == pytest.approx(accuracy)
 
 
-def test_what_was_saved_stands_in_the_results(runs):
+def check_what_was_saved(runs):
     saved = runs["divprune"]["throughput"]
     assert (saved["avg_visual_tokens_before"], saved["avg_visual_tokens_after"]) == (256, 64)
     assert 0 < saved["avg_prefill_flops_share"] < runs["fastv"]["throughput"]["avg_prefill_flops_share"] < 1
     assert "avg_visual_tokens_after" not in runs["none"]["throughput"]
 
 
-def test_the_cache_of_answers_tells_methods_apart(runs):
+def check_that_the_cache_of_answers_tells_methods_apart(runs):
     """All had the same cache: each method was run once, and only what is the same in everything was served from it."""
     assert all(runs[method]["throughput"]["total_gen_tokens"] > 0 for method in METHODS)
     assert not runs["cached"]["throughput"]
     assert said(runs["cached"]) == said(runs["fastv"])
 
 
-def test_multiple_choice_by_likelihood(runs):
+def check_multiple_choice_by_likelihood(runs):
     """What the harness is told is the likelihood that vtprune reads, as a loss per token; it takes the smallest."""
     loaded, right = load_model("tiny-llava", device="cpu"), []
     vtprune.apply(loaded.model, "fastv", keep=METHODS["fastv"])
@@ -184,7 +193,7 @@ def test_multiple_choice_by_likelihood(runs):
     assert runs["choices"]["results"]["scenes_choices"]["acc,none"] == pytest.approx(sum(right) / len(right))
 
 
-def test_rounds_of_videos_and_pictures(runs):
+def check_rounds_of_videos_and_pictures(runs):
     loaded = load_model("tiny-qwen2.5-vl", device="cpu")
     vtprune.apply(loaded.model, "divprune", keep=METHODS["divprune"])
     expected = []
@@ -195,23 +204,22 @@ def test_rounds_of_videos_and_pictures(runs):
     assert runs["rounds"]["results"]["clips_in_rounds"]["answers,none"] == 2
 
 
-def test_two_processes_give_the_numbers_of_one(tasks, offline, runs, tmp_path):
-    """By the command line, data parallel: an uneven split of 24 questions to 2 processes at batch size 8."""
+def test_two_processes_give_the_numbers_of_one(tasks, offline, tmp_path):
+    """By the command line, data parallel, with an odd number of questions."""
+    answers, _ = asked("tiny-llava", "fastv")
+    accuracy = sum(map(is_right, answers[:23], QUESTIONS[:23])) / 23
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
     launch = ["accelerate.commands.launch", "--num_processes", "2", "--cpu", "--main_process_port", str(port)]
     words = ["--model", "vtprune", "--model_args", model_args("fastv"), "--tasks", "scenes_open", "--batch_size", "5"]
-    where = ["--include_path", str(tasks), "--output_path", str(tmp_path), "--log_samples"]
+    where = ["--include_path", str(tasks), "--output_path", str(tmp_path), "--log_samples", "--limit", "23"]
     command = [sys.executable, "-m", *launch, "-m", "lmms_eval", *words, *where]
     done = subprocess.run(command, env=offline, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (results,) = tmp_path.rglob("*_results.json")
     found = json.loads(results.read_text())
-    assert found["n-samples"]["scenes_open"]["effective"] == len(QUESTIONS)
-    assert found["results"]["scenes_open"]["exact_match,none"] == pytest.approx(
-        runs["fastv"]["results"]["scenes_open"]["exact_match,none"]
-    )
+    assert found["results"]["scenes_open"]["exact_match,none"] == pytest.approx(accuracy)
     (lines,) = tmp_path.rglob("*_samples_scenes_open.jsonl")
-    answers = {one["doc_id"]: one["filtered_resps"] for one in map(json.loads, lines.read_text().splitlines())}
-    assert [answers[number].lower() for number in range(len(QUESTIONS))] == said(runs["fastv"])
+    told = {one["doc_id"]: one["filtered_resps"] for one in map(json.loads, lines.read_text().splitlines())}
+    assert [told[number].lower() for number in range(len(told))] == answers[:23]
