@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
@@ -196,12 +194,3 @@ def test_faults_of_ours_keep_their_traceback(ask, monkeypatch):
     monkeypatch.setattr("vtprune.run.compare", run)
     with pytest.raises(ValueError, match="a fault"):
         ask()
-
-
-def test_as_a_process(tmp_path, model_folder):
-    command = [sys.executable, "-c", "from vtprune.cli import main; main()", "run", "--model", str(model_folder)]
-    command += ["--image", "missing.jpg", "--prompt", "What?", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr == "error: picture 'missing.jpg' does not exist.\n"

@@ -1,11 +1,9 @@
-"""The other commands, and the command line as a process of its own."""
+"""The other commands."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -87,13 +85,3 @@ def test_train_refuses(invoke, tmp_path, words, said):
     result = invoke("train", *words, "--out", tmp_path)
     assert result.exit_code == 2
     assert said in result.stderr
-
-
-def test_json_as_a_process(model_folder, picture, tmp_path):
-    """Nothing but the document on the real stdout, whatever the libraries print elsewhere."""
-    command = [sys.executable, "-c", "from vtprune.cli import main; main()", "run", "--model", str(model_folder)]
-    command += ["--image", str(picture), "--prompt", "What?", "--max-new-tokens", "2", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["visual_tokens_after"] == 64
-    assert list(tmp_path.iterdir()) == []
