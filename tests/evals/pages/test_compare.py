@@ -102,7 +102,9 @@ def test_page(tmp_path):
     runs = [
         write_folder(tmp_path / "a", ["divprune"], [0.5, 0.1], n=30),
         write_folder(tmp_path / "b<i>", ["divprune"], [0.5, 0.1], n=30, seed=2),
-        write_folder(tmp_path / "c", ["divprune"], [0.5], n=30, name="clips", source={"suite": "clips", "seed": 0}),
+        write_folder(
+            tmp_path / "c", ["divprune"], [0.5], n=30, name="clips", source={"suite": "clips", "seed": 0, "fps": None}
+        ),
     ]
     comparison = compare(runs)
     page = Page(write_comparison(comparison, tmp_path / "page.html"))
@@ -110,6 +112,7 @@ def test_page(tmp_path):
     assert len(page.ids) == len(set(page.ids))
     assert all(address.startswith("#") for address in page.addresses)
     assert "<i>" not in page.source
+    assert "None" not in page.text
     assert "do not compare across sections" in page.text
     rows = {row[0]: row for row in page.cells if row and len(row) > 4}
     document = to_dict(comparison)
