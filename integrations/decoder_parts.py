@@ -116,4 +116,5 @@ def _rotated(attention: Any, which: str, hidden: Tensor, cos: Tensor, sin: Tenso
     norm = getattr(attention, f"{which}_norm", None)
     if norm is not None:
         heads = norm(heads)
-    return rotate(heads.transpose(1, 2), cos, sin)
+    # Trial runs ask layers that may be on another device than the call is.
+    return rotate(heads.transpose(1, 2), cos.to(heads.device), sin.to(heads.device))

@@ -19,6 +19,7 @@ from vtprune.engine.cache import Record, VisualCacheLayer, is_visual
 from vtprune.engine.chain import Chain
 from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.decoder import DecoderStep
+from vtprune.engine.devices import moved
 from vtprune.engine.interception import Intercepted, dropout_of, missed
 from vtprune.engine.parts import attend
 from vtprune.engine.slot_lists import SlotLists
@@ -165,7 +166,7 @@ def layer_slots(integration: Integration, stage: ChainStage, layer: int, step: D
         text=lists.text,
         visual=lists.visual,
         visual_entries=visual,
-        valid=step.rows[layer].valid,
+        valid=moved(step.rows[layer].valid, step.device),
         memory=step.memory.setdefault(stage.method, {}),
         held={} if record is None else record.memory.setdefault(stage.method, {}),
         where=lists.where if stage.sees_cells else None,

@@ -57,7 +57,7 @@ class Rows:
 
     def subtract(self, dropped: Tensor) -> None:
         """Later positions are smaller by `dropped`, (rows,)."""
-        self.shift = dropped if self.shift is None else self.shift + dropped
+        self.shift = dropped if self.shift is None else self.shift.to(dropped.device) + dropped
 
     def select(self, index: Tensor) -> None:
         """Take these rows of the batch."""

@@ -7,6 +7,7 @@ embeddings and cache rows of their own.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from vtprune.engine.cache import PhysicalCache, Rows, cache_of, divide_rows, is_
 from vtprune.engine.chain import Chain
 from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.deepstack import DeepStackRows
+from vtprune.engine.devices import moved
 from vtprune.engine.door import decide, marks, owners, running, staying
 from vtprune.engine.encoder import EncoderRun, Event
 from vtprune.engine.hiding import hide
@@ -84,7 +86,7 @@ class DecoderStep:
 
     def begin(self, arguments: dict[str, Any]) -> None:
         """Look at the language model's arguments, and at what the cache holds until now."""
-        inputs = arguments["inputs_embeds"] if arguments.get("inputs_embeds") is not None else arguments["input_ids"]
+        inputs = inputs_of(arguments)
         self.batch, self.original_length = inputs.shape[:2]
         self.device = inputs.device
         self.cache: Cache | None = cache_of(self.integration.language_model, arguments)
@@ -265,6 +267,8 @@ class DecoderStep:
 
     def before_layer(self, layer: int, stages: list[ChainStage], hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """Run the stages at a layer's input; returns its hidden states and puts its mask and positions in `kwargs`."""
+        if hidden.device != self.device:
+            self._move(hidden.device)
         for stage in stages:
             hidden = self._run(stage, layer, hidden, kwargs)
         self.signals.clear()
@@ -280,6 +284,21 @@ class DecoderStep:
         if "position_ids" in kwargs:
             kwargs["position_ids"] = None
         return hidden
+
+    def _move(self, device: torch.device) -> None:
+        """Go to the device of the next layer, with all that is known of the slots."""
+        before, self.slots = self.slots, self.slots.moved(device)
+        self.positions = self.positions.to(device)
+        self.layout = None if self.layout is None else dataclasses.replace(self.layout, device=device)
+        if self.deepstack is not None:
+            self.deepstack.row = self.deepstack.row.to(device)
+        if self.sharing is not None:
+            self.sharing.move(device)
+        if self.skipping is not None:
+            self.skipping.move(device, before, self.slots)
+        self.marks, self.memory = moved(self.marks, device), moved(self.memory, device)
+        self.inputs.clear()
+        self.device = device
 
     def _shorten(self, layer: int, skipping: Skipping, hidden: Tensor) -> Tensor:
         """Let slots pass by a layer, until `behind_layer`."""
@@ -365,3 +384,9 @@ class DecoderStep:
         if isinstance(cache, PhysicalCache):
             output["past_key_values"] = cache.logical
         return output
+
+
+def inputs_of(arguments: dict[str, Any]) -> Tensor:
+    """What the language model is given: (rows, slots, width) embeddings, or (rows, slots) token ids."""
+    embeds: Tensor | None = arguments.get("inputs_embeds")
+    return arguments["input_ids"] if embeds is None else embeds

@@ -19,8 +19,9 @@ from vtprune.engine.blocks import BlockHooks
 from vtprune.engine.calls import call_arguments
 from vtprune.engine.chain import Chain
 from vtprune.engine.chain_stage import ChainStage
-from vtprune.engine.decoder import DecoderStep
+from vtprune.engine.decoder import DecoderStep, inputs_of
 from vtprune.engine.deepstack import DeepStackRows
+from vtprune.engine.devices import at_module
 from vtprune.engine.encoder import EncoderRun
 from vtprune.engine.eviction_hooks import EvictionHooks
 from vtprune.engine.feeding import FeedingHooks
@@ -43,6 +44,7 @@ class _Local(threading.local):
 
     def __init__(self) -> None:
         self.encoding: EncoderRun | None = None  # during a call of get_image_features or get_video_features
+        self.given: dict[Kind, EncoderRun] = {}  # those of the encoder outputs that the model was called with
         self.prompt: dict[str, Any] | None = None  # arguments of the multimodal module, during its call
         self.on_host: dict[str, Tensor] = {}  # copies of its token ids and its mask, if it was given pictures
         self.runs: dict[Kind, EncoderRun] = {}  # what that call encoded, or was given
@@ -80,6 +82,7 @@ class Engine:
     def _attach(self) -> None:
         integration = self.integration
         self._before(integration.model, self._enter_model)
+        self._after(integration.model, self._leave_model, always=True)
         self._before(integration.multimodal, self._enter_multimodal)
         self._after(integration.multimodal, self._leave_multimodal, always=True)
         for kind in integration.modalities:
@@ -224,12 +227,18 @@ class Engine:
 
     def _enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.local.logits_to_keep = None
+        # accelerate may move the encoder's outputs before they come to the multimodal module, without their runs.
+        outputs = call_arguments(module, args, kwargs).get("mm_encoder_outputs") or {}
+        self.local.given = {kind: run for kind, x in outputs.items() if (run := getattr(x, RUN, None)) is not None}
         wanted = kwargs.get("logits_to_keep")
         if not isinstance(wanted, Tensor):
             return None
         # A copy that is rewritten in place once it is known which slots are left.
         self.local.logits_to_keep = wanted.clone()
         return args, {**kwargs, "logits_to_keep": self.local.logits_to_keep}
+
+    def _leave_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.local.given = {}
 
     def _enter_multimodal(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         local, integration = self.local, self.integration
@@ -245,7 +254,7 @@ class Engine:
         for kind in integration.modalities:
             if given.get(kind) is None:
                 continue
-            run = getattr(given[kind], RUN, None)
+            run = getattr(given[kind], RUN, None) or local.given.get(kind)
             if run is None or run.chain is not self.chain:
                 raise ValueError(
                     f"these {kind} features were encoded without {self.chain.label}; encode pictures after "
@@ -268,7 +277,7 @@ class Engine:
         if local.runs and local.prompt is not None:
             if self.layer_stages or self.chain.shares or self.chain.skipping is not None or self.chain.acts_inside:
                 self._refuse_checkpointing(module)
-            layout = self._lay_out(local.prompt, local.on_host, local.runs)
+            layout = self._lay_out(local.prompt, local.on_host, local.runs, arguments)
         step = DecoderStep(self.integration, self.chain, layout)
         same_mask = local.prompt is not None and arguments.get("attention_mask") is local.prompt.get("attention_mask")
         step.begin(arguments)
@@ -278,7 +287,11 @@ class Engine:
         return (), arguments
 
     def _lay_out(
-        self, prompt: dict[str, Any], on_host: dict[str, Tensor], runs: dict[Kind, EncoderRun]
+        self,
+        prompt: dict[str, Any],
+        on_host: dict[str, Tensor],
+        runs: dict[Kind, EncoderRun],
+        arguments: dict[str, Any],
     ) -> VisualLayout:
         integration = self.integration
         ids = on_host.get("input_ids")
@@ -287,8 +300,7 @@ class Engine:
         seconds = integration.frame_seconds(prompt) if "video" in runs else None
         if seconds is not None:
             runs["video"].time_frames(seconds)
-        start = prompt["inputs_embeds"] if ids is None else prompt["input_ids"]
-        return lay_out(integration, runs, placeholders, ids, start.device)
+        return lay_out(integration, runs, placeholders, ids, inputs_of(arguments).device)
 
     def _leave_language_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         local = self.local
@@ -311,7 +323,7 @@ class Engine:
                 return None
             self.local.step = None  # no hook acts in layers that run on trial
             try:
-                hidden = step.before_layer(index, stages, args[0], kwargs)
+                hidden = step.before_layer(index, stages, at_module(module, args[0]), kwargs)
             finally:
                 self.local.step = step
             return (hidden, *args[1:]), kwargs

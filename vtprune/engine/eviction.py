@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vtprune.engine.cache import Record, Rows, VisualCacheLayer, layer_bytes, shape_of
 from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.decoder import DecoderStep
+from vtprune.engine.devices import moved
 from vtprune.engine.encoder import Event
 from vtprune.engine.packing import store
 from vtprune.engine.signals import Rotation, query_rows
@@ -177,7 +178,7 @@ class Eviction:
             picture=picture,
             arrived=arrived,
             memory={} if record is None else record.memory[stage.method],
-            across=self.across_layers(stage),
+            across=self.across_layers(stage, device),
             alive=self._alive(ran, past).to(device) if stage.stage.late else None,
             slot=self._original(ran.slots).to(device) + step.past,
             fed=step.past + step.original_length,
@@ -217,7 +218,7 @@ class Eviction:
         else:
             to = now.index if now.valid is None else torch.where(now.valid, now.index, step.original_length)
             left = torch.zeros(step.batch, step.original_length + 1, dtype=torch.bool, device=step.device)
-            alive = left.scatter(1, to, True).gather(1, here)
+            alive = left.scatter(1, to, True).gather(1, here.to(step.device))
         return nn.functional.pad(alive, (past, 0), value=True)
 
     def _queries(self, stage: ChainStage, ran: Ran, held: Any) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -257,13 +258,13 @@ class Eviction:
             record.extend(new, pictures, earlier)
         return record
 
-    def across_layers(self, stage: ChainStage) -> dict[str, Tensor]:
+    def across_layers(self, stage: ChainStage, device: torch.device) -> dict[str, Tensor]:
         """What a stage remembers from layer to layer; from call to call, too, if it goes on at later ones."""
-        if not stage.stage.decodes:
-            return self.across.setdefault(stage.method, {})
         first: Any = self.step.cached[min(stage.layers)]
-        record: Record = first.record
-        return record.across.setdefault(stage.method, {})
+        everyone = first.record.across if stage.stage.decodes else self.across
+        across: dict[str, Tensor] = everyone.setdefault(stage.method, {})
+        across.update(moved(across, device))
+        return across
 
     def _renew(self, stage: ChainStage, held: Any, decision: Keep) -> None:
         """Put new keys and values in the place of a layer's."""

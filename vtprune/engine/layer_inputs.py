@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vtprune.compat import build_mask
 from vtprune.engine.cache import Rows
+from vtprune.engine.devices import moved
 from vtprune.integrations.base import Integration
 
 
@@ -41,9 +42,9 @@ class LayerInputs:
         """
         if id(rows) not in self.masks:
             config = self.integration.language_model.config
-            self.masks[id(rows)] = build_mask(config, hidden.new_empty(batch, width, 1), rows.valid, past)
-        mask = self.masks[id(rows)]
-        return mask.to(hidden.device) if isinstance(mask, Tensor) else mask
+            valid = None if rows.valid is None else rows.valid.to(hidden.device)
+            self.masks[id(rows)] = build_mask(config, hidden.new_empty(batch, width, 1), valid, past)
+        return moved(self.masks[id(rows)], hidden.device)
 
     def rotation(
         self, positions: Tensor, own: Tensor | None, first: Tensor | None, hidden: Tensor
@@ -66,8 +67,7 @@ class LayerInputs:
                 positions = positions[0]
             elif len(positions) > self.integration.position_axes:
                 positions = positions[1:]  # without the plain count
-            self.embeddings[key] = self.integration.language_model.rotary_emb(
-                hidden, position_ids=positions.to(hidden.device)
-            )
+            cos, sin = self.integration.language_model.rotary_emb(hidden, position_ids=positions.to(hidden.device))
+            self.embeddings[key] = cos.to(hidden.device), sin.to(hidden.device)
         cos, sin = self.embeddings[key]
         return cos.to(hidden.device), sin.to(hidden.device)

@@ -44,7 +44,7 @@ class Observed:
     def of(self, method: str, visual: Visual) -> dict[tuple[str, int], Tensor]:
         """By module and layer, what a method's observations say about the visual tokens, (rows, tokens)."""
         return {
-            (module, layer): gather_rows(x, visual.at.to(x.device))
+            (module, layer): gather_rows(x.to(visual.at.device), visual.at)
             for (who, module, layer), x in self.values.items()
             if who == method
         }

@@ -61,6 +61,11 @@ class Sharing:
             return Sharing(slot, state, counts)
         return Sharing(slot, state.masked_fill(~slots.valid, 0), counts, slots.valid.float())
 
+    def move(self, device: torch.device) -> None:
+        """Go to another device."""
+        self.slot, self.state = self.slot.to(device), self.state.to(device)
+        self.weights = None if self.weights is None else self.weights.to(device)
+
     def take(self, x: Tensor) -> Tensor:
         """Values of slots (rows, slots, ...), as states begin with them: (rows, states, ...)."""
         return gather_rows(x, self.slot)
@@ -71,8 +76,7 @@ class Sharing:
 
     def average(self, x: Tensor) -> Tensor:
         """Mean over the slots of every state, summed in float32: (rows, slots, width) -> (rows, states, width)."""
-        weights = None if self.weights is None else self.weights.to(x.device)
-        return merge_by_owner(x, self.state.to(x.device), self.slot.shape[1], weights)[0]
+        return merge_by_owner(x, self.state, self.slot.shape[1], self.weights)[0]
 
 
 class SharingHooks:

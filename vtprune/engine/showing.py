@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vtprune.engine.devices import moved
 from vtprune.engine.signals import on_all_rows, query_rows
 from vtprune.engine.slots import Slots
 from vtprune.engine.visual import Visual
@@ -56,16 +57,16 @@ def show(
         visual.number >= 0,
         visual.number,
         visual.arrived,
-        attention,
+        moved(attention, step.device),
         step.memory.setdefault(stage.method, {}),
         states.detach() if states is not None and stage.sees_hidden else None,
-        step.signals.queries_keys(*kept_by, visual) if stage.sees_queries_keys else None,
-        step.signals.text_rows(*kept_by, visual) if stage.sees_text_rows else None,
+        moved(step.signals.queries_keys(*kept_by, visual), step.device) if stage.sees_queries_keys else None,
+        moved(step.signals.text_rows(*kept_by, visual), step.device) if stage.sees_text_rows else None,
         text,
         text_valid,
         step.observed.of(stage.method, visual),
         None if marked is None else gather_rows(slots.on(marked), visual.at),
-        last_row,
+        moved(last_row, step.device),
         closing,
         closing_valid,
         predictions(step.integration, hidden, picture, slots) if "prediction" in stage.signals else None,
@@ -103,4 +104,4 @@ def closing_states(hidden: Tensor, picture: Tensor, slots: Slots) -> tuple[Tenso
 def predictions(integration: Integration, hidden: Tensor, picture: Tensor, slots: Slots) -> Tensor:
     """Logits (rows, vocabulary) of the last slot of every row, if no further layer ran."""
     last, _ = query_rows("last_query", picture, slots.valid)
-    return integration.decoder_logits(gather_rows(hidden.detach(), last.to(hidden.device)))[:, 0]
+    return integration.decoder_logits(gather_rows(hidden.detach(), last.to(hidden.device)))[:, 0].to(hidden.device)

@@ -264,7 +264,7 @@ class Signals:
             valid: Bool (rows, earlier + slots now), False on padding; None without padding.
             visual: The visual slots.
         """
-        normed = self.integration.decoder_normed(self.integration.decoder_layers[layer], hidden.detach())
+        normed = self._normed(layer, hidden)
         rows = signal.removesuffix("_ahead")
         captured = Captured.of(rows, layer, normed, rotation, picture, slots, without_cache=True)
         return _on_tokens(captured.attention(self.integration, earlier, valid), visual)
@@ -281,13 +281,17 @@ class Signals:
         visual: Visual,
     ) -> TextRows:
         """The last prompt token's query in a layer that has not run, and the keys that there would be; see `ahead`."""
-        normed = self.integration.decoder_normed(self.integration.decoder_layers[layer], hidden.detach())
+        normed = self._normed(layer, hidden)
         rows, there = query_rows("last_query", picture, slots.valid)
         cos, sin = (gather_rows(x, rows) for x in rotation)
         queries = gather_rows(normed, rows.to(normed.device))
         captured = Captured(layer, rows, there, queries, (cos, sin), None, hidden.shape[1], rotation, normed)
         with torch.no_grad():
             return captured.text_rows(self.integration, earlier, valid, visual.at)
+
+    def _normed(self, layer: int, hidden: Tensor) -> Tensor:
+        normed = self.integration.decoder_normed(self.integration.decoder_layers[layer], hidden.detach())
+        return normed.to(hidden.device)  # a layer that is reached by a trial run may be elsewhere
 
     def text_rows(self, cached: Tensor | None, valid: Tensor | None, visual: Visual) -> TextRows:
         """Queries of the text of the captured layer, and its keys."""

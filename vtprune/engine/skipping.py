@@ -43,9 +43,15 @@ class Short:
             self.positions = self.positions.masked_fill(~valid, 0)
         self.inputs = LayerInputs(integration)
 
+    def move(self, device: torch.device) -> None:
+        """Go to another device."""
+        self.runs, self.index, self.place = (x.to(device) for x in (self.runs, self.index, self.place))
+        self.slots, self.positions = self.slots.moved(device), self.positions.to(device)
+        self.inputs.clear()
+
     def take(self, hidden: Tensor) -> Tensor:
         """Hidden states (rows, all slots now, width) of those that run."""
-        return gather_rows(hidden, self.index.to(hidden.device))
+        return gather_rows(hidden, self.index)
 
     def put_back(self, ran: Tensor, hidden: Tensor) -> Tensor:
         """What came out of the layer for those that ran, among the unchanged states of the others."""
@@ -66,6 +72,15 @@ class Skipping:
         self.layers = layers
         self._seen: tuple[Slots, Short | None] | None = None
         self._shorter: dict[Rows, Rows] = {}  # histories of layers that tokens pass by, from those before
+
+    def move(self, device: torch.device, before: Slots, after: Slots) -> None:
+        """Go to another device, where the slots that are left are `after`."""
+        self.runs = self.runs.to(device)
+        if self._seen is not None and self._seen[0] is before:
+            short = self._seen[1]
+            if short is not None:
+                short.move(device)
+            self._seen = after, short
 
     def short(self, slots: Slots, positions: Tensor, integration: Integration) -> Short | None:
         """What runs of the slots that are left; None if all do. The host waits once for each set of slots."""

@@ -27,6 +27,11 @@ class Slots:
         self.index = index
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}
 
+    def moved(self, device: torch.device) -> Slots:
+        """The same on another device."""
+        valid, index = (None if x is None else x.to(device) for x in (self.valid, self.index))
+        return Slots(self.width, self.counts, valid, index)
+
     def on(self, x: Tensor) -> Tensor:
         """Values (rows, original slots) of the slots that are left; -1, or False, on padding that came with removals.
 

@@ -96,4 +96,4 @@ def try_out(step: DecoderStep, stage: ChainStage, layers: int, hidden: Tensor, k
                 hidden = hidden.clone()
                 hidden[visual.to(hidden.device)] += features.to(hidden)
     step.inside.paused = False
-    return hidden
+    return hidden.to(step.device)

@@ -55,7 +55,7 @@ def _act(eviction: Eviction, stage: ChainStage, layer: int) -> None:
             picture=torch.full_like(there, -1, dtype=torch.long),
             arrived=record.arrived[:, None],
             memory=record.memory[stage.method],
-            across=eviction.across_layers(stage),
+            across=eviction.across_layers(stage, device),
             slot=torch.zeros(rows, 0, dtype=torch.long, device=device),
             fed=step.past,
             grows=True,
