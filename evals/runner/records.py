@@ -39,7 +39,7 @@ class Record:
         kl: KL divergence of the first token's distribution from the unpruned model's, in nats.
         logit_error: Root mean square of the difference of the first token's logits, each centred on its mean.
         likelihoods: Of the choices, in nats, where they were asked for.
-        picture: File of the overlay in the run's folder, if one was drawn.
+        picture: File of the overlay in the folder of pictures, if one was drawn.
     """
 
     id: str
