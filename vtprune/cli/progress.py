@@ -57,7 +57,8 @@ class Progress:
         self._todo, self._began = todo, time.monotonic()
         self._told = self._began
         self._bar.update(self._task, total=todo)
-        self._say(f"{todo} questions under {self.configurations} configurations; {done} more are known or others'.")
+        others = f"; {done} more are known already, or other processes'" if done else ""
+        self._say(f"questions to ask: {todo}, under {self.configurations} configurations{others}.")
 
     def step(self, batch: Batch) -> None:
         """A batch was answered."""
