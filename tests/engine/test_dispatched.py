@@ -12,6 +12,8 @@ from tests.families import FAMILIES, IMAGE
 from tests.logical_devices import logical_devices
 from tests.tiny import BEAMS, ENCODES_FIRST
 from vtprune.engine.decoder import DecoderStep
+from vtprune.engine.merging import Running
+from vtprune.integrations import integrate
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 ANSWER = {"do_sample": False, "max_new_tokens": 4}
@@ -40,16 +42,24 @@ ON_QWEN = [method for method in METHODS if method[0] not in ("tome", "dymu", "vi
 BOTH = pytest.mark.parametrize(("family", "methods"), [("llava-clip", METHODS), ("qwen2_5_vl", ON_QWEN)])
 
 
-def device_map(model, first, other, last):
-    """The first two decoder layers, and what is before them, on one device, the others on another."""
-    multimodal = model.model
-    found = {f"model.{name}": first for name, _ in multimodal.named_children() if name != "language_model"}
-    for name, _ in multimodal.language_model.named_children():
-        found[f"model.language_model.{name}"] = first if name == "embed_tokens" else last
-    del found["model.language_model.layers"]
-    for i, _ in enumerate(multimodal.language_model.layers):
-        found[f"model.language_model.layers.{i}"] = first if i < 2 else other
-    return found | {"lm_head": last}
+def device_map(model, first, other):
+    """Two layers of encoder and decoder, and what is beside layers, on one device, all further layers on another."""
+    integration = integrate(model)
+    layered = (integration.all_encoder_layers, integration.decoder_layers)
+    found = {}
+
+    def place(name, module):
+        if any(module is layers for layers in layered):
+            found.update({f"{name}.{i}": first if i < 2 else other for i in range(len(module))})
+        elif any(inner is layers for inner in module.modules() for layers in layered):
+            for part, inner in module.named_children():
+                place(f"{name}.{part}", inner)
+        else:
+            found[name] = first
+
+    for name, module in model.named_children():
+        place(name, module)
+    return found
 
 
 def prompt(family):
@@ -76,8 +86,7 @@ def test_weights_on_disk(family, methods, tmp_path):
     """Layers are empty outside of their calls; the encoder's outputs reach the multimodal module as copies."""
     family = FAMILIES[family]
     model, spread, inputs = family.model(), family.model(), prompt(family)
-    layers = device_map(spread, "cpu", "disk", "cpu")
-    dispatch_model(spread, layers, offload_dir=tmp_path, skip_keys=["past_key_values"])
+    dispatch_model(spread, device_map(spread, "cpu", "disk"), offload_dir=tmp_path, skip_keys=["past_key_values"])
     assert spread.model.language_model.layers[2].mlp.up_proj.weight.is_meta
     for method in methods:
         check(method[0], run(spread, method, inputs), run(model, method, inputs))
@@ -86,8 +95,7 @@ def test_weights_on_disk(family, methods, tmp_path):
 def on_two_devices(family):
     """A model whose devices are not there, and inputs for it."""
     model = family.model().requires_grad_(False)
-    layers = device_map(model, "cuda:0", "cuda:1", "cuda:1")
-    dispatch_model(model, layers, main_device="cuda:0", skip_keys=["past_key_values"])
+    dispatch_model(model, device_map(model, "cuda:0", "cuda:1"), main_device="cuda:0", skip_keys=["past_key_values"])
     return model, {name: x.to("cuda:0") for name, x in prompt(family).items()}
 
 
@@ -120,8 +128,10 @@ class TestTwoDevices:
                 torch.ones(3, device="cuda:0") + torch.ones(3, device="cuda:1")
             spread, inputs = on_two_devices(FAMILIES["llava-clip"])
             monkeypatch.setattr(DecoderStep, "_move", lambda *_: None)
-            with pytest.raises(RuntimeError, match="must be on one device"):
-                run(spread, ("tokenselect", {}), inputs)
+            monkeypatch.setattr(Running, "beside", lambda self, _: self)
+            for method in ("tokenselect", "ats"):
+                with pytest.raises(RuntimeError, match="must be on one device"):
+                    run(spread, (method, {}), inputs)
 
 
 @pytest.mark.skipif(not ENCODES_FIRST, reason="this transformers encodes pictures in the forward call")

@@ -108,12 +108,14 @@ class BlockHooks:
     def _bias_keys(self, block: EncoderBlock) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             run = self.run()
-            bias = None if run is None else run.tokens.key_bias(self.chain.weighs_keys)
+            if run is None:
+                return None
+            arguments = call_arguments(module, args, kwargs)
+            bias = run.tokens.beside(arguments["hidden_states"]).key_bias(self.chain.weighs_keys)
             if bias is None:
                 return None
             # It may have changed since the methods were applied.
             self.chain.check_key_bias(self.integration.encoder_attention_implementation(block))
-            arguments = call_arguments(module, args, kwargs)
             bias = bias.to(arguments["hidden_states"].dtype)[:, None, None, :].expand(-1, 1, bias.shape[1], -1)
             return (), {**arguments, "attention_mask": bias}
 

@@ -132,7 +132,7 @@ class EncoderRun:
             with torch.no_grad():
                 block = self.integration.block(index)
                 pairs = self.integration.encoder_queries_keys(block, self.projections[index], self.attention_inputs)
-                bias = self.tokens.key_bias(self.chain.weighs_keys)
+                bias = self.tokens.beside(output).key_bias(self.chain.weighs_keys)
                 for signal in asked:
                     values = [patch_values(signal.name, self.integration, block, *pair, bias) for pair in pairs]
                     self.seen[signal] = Seen(values, self.tokens.owner)
@@ -141,6 +141,7 @@ class EncoderRun:
         """Merge or drop tokens of the residual stream; None if nothing changes."""
         before = hidden.shape[1]
         merged = hidden
+        self.tokens.beside(hidden)
         queries, head_keys, values = self.left_by_stages or self._projected(index, block)
         acting = [s for s in self.chain.encoder_layer_stages if index in s.layers]
         last = max(acting, key=lambda s: (s.stage.after_block, acting.index(s)))

@@ -28,6 +28,12 @@ class Running:
         self.owner: Tensor | None = None
         self.ragged = False
 
+    def beside(self, x: Tensor) -> Running:
+        """Itself, on the device of a tensor: blocks may be on several."""
+        if self.owner is not None and self.sizes is not None and self.owner.device != x.device:
+            self.owner, self.sizes = self.owner.to(x.device), self.sizes.to(x.device)
+        return self
+
     def sizes_of(self, hidden: Tensor) -> Tensor:
         """(tiles, tokens), patches per token."""
         return hidden.new_ones(hidden.shape[:2], dtype=torch.float32) if self.sizes is None else self.sizes

@@ -73,7 +73,7 @@ class Seen:
         if owner is None:
             return self.values
         (values,) = self.values
-        before = self.owner
+        before, owner = self.owner, owner.to(values.device)
         if before is None:
             before = torch.arange(values.shape[1], device=owner.device).expand_as(owner)
         before = before.clamp_min(0)
