@@ -126,7 +126,11 @@ def load_model(
         model: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, **shared, **settings)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"model {name!r} cannot be loaded: {_first_line(error)}") from None
-    return Loaded(name, (model if device_map else model.to(device)).eval(), processor)
+    if device_map is None:
+        model.to(device)
+    elif model.device.type == "meta":  # where inputs go is where the first weights are
+        raise ValueError(f"device_map={device_map!r} leaves no room for the first weights of {name!r} on any device.")
+    return Loaded(name, model.eval(), processor)
 
 
 def usable_device(name: str) -> torch.device:
