@@ -10,7 +10,7 @@ import torch
 
 import vtprune
 from vtprune.evals.data.sample import Medium
-from vtprune.evals.runner import asking
+from vtprune.evals.runner import asking, pictures
 from vtprune.evals.runner.configurations import plan
 from vtprune.evals.runner.folder import read_records
 from vtprune.evals.suite import ask_model, scene_questions, seen
@@ -103,10 +103,10 @@ def test_tokens_of_each_question_add_up_to_the_report(loaded, scenes):
     call = prepare(loaded, scenes.samples, get_metric("exact_match"), make_batches(scenes.samples, 4)[0]).calls[0]
     asker = asking.Asker(loaded, scenes.samples, get_metric("exact_match"), 1)
     report = asker.ask(call, plan(["divprune:keep=7"], [])[1])[0].report
-    before, after = tokens_of_rows(report)
-    assert sum(before.values()) == report.visual_tokens_before
-    assert sum(after.values()) == report.visual_tokens_after
-    assert set(after.values()) == {7}
+    tokens = tokens_of_rows(report, 4)
+    assert sum(before for before, _ in tokens) == report.visual_tokens_before
+    assert sum(after for _, after in tokens) == report.visual_tokens_after
+    assert {after for _, after in tokens} == {7}
 
 
 @pytest.mark.parametrize("after", [1, 2])
@@ -215,3 +215,14 @@ def test_a_method_that_refuses_the_model_is_said_before_anything_is_asked(run, t
     with pytest.raises(ValueError, match="holitom"):
         run(tmp_path / "new", configurations=plan(["random", "holitom:frames=1"], []))
     assert not (tmp_path / "new").exists()
+
+
+def test_an_overlay_that_cannot_be_drawn_loses_no_answer(run, whole, tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise ValueError("frames of several grids")
+
+    monkeypatch.setattr(pictures, "draw_overlays", refuse)
+    summary = run(tmp_path)
+    assert summary["failed"] == 0
+    assert lines(tmp_path) == lines(whole[1])
+    assert "frames of several grids" in caplog.text

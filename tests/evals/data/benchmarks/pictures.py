@@ -1,76 +1,21 @@
-"""Small samples of public benchmarks in the layouts in which they are published, and what is to be read from them.
-
-The columns are those of the repositories' data set cards, also where the readers do not need them.
-"""
+"""Samples of the benchmarks about pictures."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from pathlib import Path
-from typing import Any
+from datasets import Features, Value
 
-import numpy as np
-from datasets import Dataset, Features, Image, Sequence, Value
-from PIL import Image as Pillow
-
-from vtprune.evals.clips import write_clip
-from vtprune.evals.data.benchmarks import BENCHMARKS
-
-SHORT = "\nAnswer the question using a single word or phrase."
-
-TEXT, LONG, INT32, INT8 = Value("string"), Value("int64"), Value("int32"), Value("int8")
-TEXTS = Sequence(TEXT)
-IMAGE = Image()
-
-
-def picture(number: int) -> Pillow.Image:
-    """A picture that tells its number by its colour."""
-    return Pillow.new("RGB", (8, 6), colour(number))
-
-
-def colour(number: int) -> tuple[int, int, int]:
-    return 20 + 40 * number, 100, 200 - 30 * number
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """A sample.
-
-    Args:
-        tables: Features and rows by file.
-        expected: What is read, without media.
-        pictures: Number of the picture of each question.
-        videos: File of the video of each question.
-        metric: The benchmark's.
-    """
-
-    tables: dict[str, tuple[Features | None, list[dict[str, Any]]]]
-    expected: list[dict[str, Any]]
-    metric: str
-    pictures: tuple[int, ...] = ()
-    videos: tuple[str, ...] = ()
-
-    def write(self, folder: Path) -> Path:
-        """Write it all."""
-        for file, (features, rows) in self.tables.items():
-            path = folder / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if features is None:
-                path.write_text(json.dumps(rows))
-            else:
-                full = [{column: row.get(column) for column in features} for row in rows]
-                Dataset.from_list(full, features).to_parquet(path)
-        for number, file in enumerate(dict.fromkeys(self.videos)):
-            path = folder / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_clip(np.full((4, 32, 32, 3), 60 * number, np.uint8), path)
-        return folder
-
-
-def asked(id: str, question: str, *answers: str, kind: str = "", group: str = "", choices: tuple = ()) -> dict:
-    return dict(id=id, question=question, answers=answers, kind=kind, group=group, choices=tuple(choices))
-
+from tests.evals.data.benchmarks.published import (
+    IMAGE,
+    INT8,
+    INT32,
+    LONG,
+    SHORT,
+    TEXT,
+    TEXTS,
+    Published,
+    asked,
+    picture,
+)
 
 PART = Features({"objectId": TEXT, "value": TEXT})
 GQA = Published(
@@ -366,160 +311,3 @@ DOCVQA = Published(
     "anls",
     pictures=(0, 1),
 )
-
-VIDEOMME = Published(
-    {
-        "videomme/test-00000-of-00001.parquet": (
-            Features(
-                {
-                    "video_id": TEXT,
-                    "duration": TEXT,
-                    "domain": TEXT,
-                    "sub_category": TEXT,
-                    "url": TEXT,
-                    "videoID": TEXT,
-                    "question_id": TEXT,
-                    "task_type": TEXT,
-                    "question": TEXT,
-                    "options": TEXTS,
-                    "answer": TEXT,
-                }
-            ),
-            [
-                {"video_id": "001", "duration": "short", "domain": "Knowledge", "videoID": "fFjv93ACGo8"}
-                | {"question_id": f"001-{number}", "question": question, "options": options, "answer": answer}
-                for number, question, options, answer in (
-                    (1, "What is used?", ["A. Apples.", "B. Candles.", "C. Berries.", "D. None."], "C"),
-                    (2, "How many?", ["A. One.", "B.Two.", "C. 3.", "D. 4."], "B"),
-                )
-            ],
-        )
-    },
-    [
-        asked("001-1", "What is used?", "Berries.", choices=("Apples.", "Candles.", "Berries.", "None."))
-        | {"kind": "short", "group": "fFjv93ACGo8"},
-        asked("001-2", "How many?", "Two.", choices=("One.", "Two.", "3.", "4."))
-        | {"kind": "short", "group": "fFjv93ACGo8"},
-    ],
-    "letter",
-    videos=("data/fFjv93ACGo8.mp4",) * 2,
-)
-
-# Two of its tasks have a video of the same name, as clevrer's and perception's do; the others are empty here.
-MVBENCH = Published(
-    {part.files: (None, []) for part in BENCHMARKS["mvbench"].parts}
-    | {
-        "json/action_count.json": (
-            None,
-            [{"video": "video_1.mp4", "question": "How often?", "candidates": ["3", "4"], "answer": "4"}],
-        ),
-        "json/moving_count.json": (
-            None,
-            [{"video": "video_1.mp4", "question": "How many?", "candidates": ["1", "2", "0"], "answer": "0"}],
-        ),
-    },
-    [
-        asked("action_count-0", "How often?", "4", kind="action_count", choices=("3", "4"))
-        | {"group": "perception/videos/video_1.mp4"},
-        asked("moving_count-0", "How many?", "0", kind="moving_count", choices=("1", "2", "0"))
-        | {"group": "clevrer/video_validation/video_1.mp4"},
-    ],
-    "letter",
-    videos=("perception/videos/video_1.mp4", "clevrer/video_validation/video_1.mp4"),
-)
-
-MLVU = Published(
-    {
-        "mlvu/test-00000-of-00001.parquet": (
-            Features(
-                {
-                    "video_name": TEXT,
-                    "duration": Value("float64"),
-                    "question": TEXT,
-                    "candidates": TEXTS,
-                    "answer": TEXT,
-                    "task_type": TEXT,
-                }
-            ),
-            [
-                {"video_name": "movie_6.mp4", "question": "What colour?\n(A) Red\n(B) Blue", "answer": "B"}
-                | {"candidates": ["Red", "Blue"], "task_type": "plotQA"},
-                {"video_name": "ego_1.mp4", "question": "How often?", "answer": "2"}
-                | {"candidates": ["2", "3"], "task_type": "count"},
-            ],
-        )
-    },
-    [
-        asked("0", "What colour?", "Blue", kind="plotQA", group="movie_6.mp4", choices=("Red", "Blue")),
-        asked("1", "How often?", "2", kind="count", group="ego_1.mp4", choices=("2", "3")),
-    ],
-    "letter",
-    videos=("movie_6.mp4", "ego_1.mp4"),
-)
-
-NEXTQA = Published(
-    {
-        "MC/test-00000-of-00001.parquet": (
-            Features(
-                {
-                    "video": LONG,
-                    "frame_count": LONG,
-                    "width": LONG,
-                    "height": LONG,
-                    "question": TEXT,
-                    "answer": LONG,
-                    "qid": LONG,
-                    "type": TEXT,
-                    **{f"a{number}": TEXT for number in range(5)},
-                }
-            ),
-            [
-                {"video": 4010069381, "question": "why did he clap ", "answer": answer, "qid": answer, "type": kind}
-                | {"a0": "happy", "a1": "to greet ", "a2": "bored", "a3": "music", "a4": "cold"}
-                for answer, kind in ((1, "CW"), (4, "TN"))
-            ],
-        )
-    },
-    [
-        asked(id, "why did he clap", answer, kind=kind, choices=("happy", "to greet", "bored", "music", "cold"))
-        | {"group": "4010069381"}
-        for id, answer, kind in (("4010069381", "to greet", "causal"), ("4010069381#2", "cold", "temporal"))
-    ],
-    "letter",
-    videos=("NExTVideo/4010069381.mp4",) * 2,
-)
-
-EGOSCHEMA = Published(
-    {
-        "Subset/test-00000-of-00001.parquet": (
-            Features({"question_idx": TEXT, "question": TEXT, "video_idx": TEXT, "option": TEXTS, "answer": TEXT}),
-            [
-                {"question_idx": "0", "question": "What does C do?", "video_idx": "001934bb", "answer": "2"}
-                | {"option": ["A. C cooks.", "B. C reads.", "C. C cleans.", "D. C paints.", "E. C sews."]}
-            ],
-        )
-    },
-    [
-        asked("001934bb", "What does C do?", "C cleans.", group="001934bb")
-        | {"choices": ("C cooks.", "C reads.", "C cleans.", "C paints.", "C sews.")}
-    ],
-    "letter",
-    videos=("videos/001934bb.mp4",),
-)
-
-PUBLISHED = {
-    "gqa": GQA,
-    "vqav2": VQAV2,
-    "textvqa": TEXTVQA,
-    "pope": POPE,
-    "mme": MME,
-    "mmbench": MMBENCH,
-    "scienceqa": SCIENCEQA,
-    "chartqa": CHARTQA,
-    "docvqa": DOCVQA,
-    "videomme": VIDEOMME,
-    "mvbench": MVBENCH,
-    "mlvu": MLVU,
-    "nextqa": NEXTQA,
-    "egoschema": EGOSCHEMA,
-}

@@ -1,12 +1,10 @@
-"""Public benchmarks: small samples in the published layouts, read from a folder, from the Hub and from its cache."""
+"""Public benchmarks: small samples in the published layouts, read back."""
 
 from __future__ import annotations
 
 import ast
-import dataclasses
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,11 +15,12 @@ pytest.importorskip("decord")
 
 import datasets
 import pyarrow.parquet
-from huggingface_hub import constants
 
 import vtprune.evals.data.benchmarks as module
-from tests.evals.data.published import PUBLISHED, colour, picture
-from vtprune.evals.data.benchmarks import BENCHMARKS, places, read_benchmark, tables
+from tests.evals.data.benchmarks.conftest import fields
+from tests.evals.data.benchmarks.published import colour, picture
+from tests.evals.data.benchmarks.samples import PUBLISHED
+from vtprune.evals.data.benchmarks import BENCHMARKS, read_benchmark, tables
 from vtprune.evals.data.benchmarks.page import page
 from vtprune.evals.data.benchmarks.videos import VideoFolder
 from vtprune.evals.metrics import get_metric
@@ -29,24 +28,6 @@ from vtprune.evals.metrics import get_metric
 NAMES = sorted(BENCHMARKS)
 PICTURES = [name for name in NAMES if PUBLISHED[name].pictures]
 VIDEOS = [name for name in NAMES if PUBLISHED[name].videos]
-
-
-@pytest.fixture(autouse=True)
-def apart(monkeypatch, tmp_path):
-    """No network, an empty cache of the Hub, and no folder of the user's."""
-    monkeypatch.setattr(places, "hub_out_of_reach", lambda: True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("VTPRUNE_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "data"
-
-
-def fields(sample):
-    return {name: getattr(sample, name) for name in ("id", "question", "answers", "kind", "group", "choices")}
 
 
 def rewrite(path: Path, change):
@@ -133,80 +114,6 @@ def test_saved_splits(folder):
     datasets.DatasetDict({"train": whole}).save_to_disk(str(folder / "pope"))
     with pytest.raises(ValueError, match="has no split 'test', but train"):
         read_benchmark("pope")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_nothing_there_and_no_network(folder, name, monkeypatch):
-    monkeypatch.undo()
-
-    def no_net(*_, **__):
-        raise OSError("no route")
-
-    monkeypatch.setattr("vtprune.hub.getproxies", dict)
-    monkeypatch.setattr("vtprune.hub.socket.create_connection", no_net)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
-    monkeypatch.setenv("VTPRUNE_DATA", str(folder))
-    start = time.monotonic()
-    with pytest.raises(FileNotFoundError) as caught:
-        read_benchmark(name)
-    assert time.monotonic() - start < 5
-    said, benchmark = str(caught.value), BENCHMARKS[name]
-    assert said.startswith(f"{name} is not there: no {benchmark.parts[0].files} in '{folder / name}', and the Hub")
-    command = f": hf download {benchmark.repository} --repo-type dataset --local-dir {folder / name}"
-    if name in PICTURES:
-        command += "".join(f" --include '{pattern}'" for pattern in benchmark.files)
-    assert said.endswith(command + (" --revision video" if name == "mvbench" else ""))
-
-
-def test_a_folder_that_was_asked_for_is_the_only_place(folder, tmp_path, monkeypatch):
-    PUBLISHED["pope"].write(folder / "pope")
-    monkeypatch.setattr(places, "hub_out_of_reach", lambda: False)
-    with pytest.raises(FileNotFoundError, match="pope is not there") as caught:
-        read_benchmark("pope", folder=tmp_path / "other")
-    assert "Hub cannot" not in str(caught.value)
-    assert read_benchmark("pope", folder=folder).samples == read_benchmark("pope").samples
-
-
-@pytest.mark.parametrize("name", ["pope", "gqa"])
-def test_from_the_hub(folder, tmp_path, name, monkeypatch):
-    """A folder stands for the repository: datasets finds the tables of both in the same way."""
-    there = PUBLISHED[name].write(tmp_path / "repository")
-    cards = {
-        part.config: f"- config_name: {part.config}\n  data_files:\n  - split: {part.split}\n    path: {part.files}\n"
-        for part in (*BENCHMARKS[name].parts, *([BENCHMARKS[name].media.part] if name == "gqa" else []))
-    }
-    (there / "README.md").write_text(f"---\nconfigs:\n{''.join(cards.values())}---\n")
-    monkeypatch.setattr(places, "hub_out_of_reach", lambda: False)
-    monkeypatch.setitem(module.BENCHMARKS, name, dataclasses.replace(BENCHMARKS[name], repository=str(there)))
-    found = read_benchmark(name)
-    assert [fields(sample) for sample in found.samples] == PUBLISHED[name].expected
-    assert found.samples[0].media[0].load().getpixel((0, 0)) == colour(PUBLISHED[name].pictures[0])
-    PUBLISHED[name].write(folder / name)
-    assert read_benchmark(name).source["fingerprint"] == found.source["fingerprint"]
-
-
-def test_the_hub_refuses(tmp_path, monkeypatch):
-    monkeypatch.setattr(places, "hub_out_of_reach", lambda: False)
-    monkeypatch.setitem(module.BENCHMARKS, "pope", dataclasses.replace(BENCHMARKS["pope"], repository=str(tmp_path)))
-    with pytest.raises(OSError, match=r"cannot be read from the Hub \(.*\)\. Get it with: hf download .*'$"):
-        read_benchmark("pope")
-
-
-@pytest.mark.parametrize("name", ["lmms-lab-encoder/POPE", "lmms-lab/POPE"])
-def test_from_the_cache_of_the_hub(tmp_path, name):
-    cached = tmp_path / "hub" / f"datasets--{name.replace('/', '--')}" / "snapshots" / "abc"
-    PUBLISHED["pope"].write(cached)
-    assert [fields(sample) for sample in read_benchmark("pope").samples] == PUBLISHED["pope"].expected
-
-
-def test_branch_in_the_cache_of_the_hub(tmp_path):
-    repository = tmp_path / "hub" / "datasets--OpenGVLab--MVBench"
-    PUBLISHED["mvbench"].write(repository / "snapshots" / "abc")
-    with pytest.raises(FileNotFoundError):
-        read_benchmark("mvbench")  # it may be another branch
-    (repository / "refs").mkdir()
-    (repository / "refs" / "video").write_text("abc")
-    assert [fields(sample) for sample in read_benchmark("mvbench").samples] == PUBLISHED["mvbench"].expected
 
 
 def test_limit_reads_no_more_files_than_it_needs(folder):
@@ -428,5 +335,5 @@ def test_imports_no_datasets():
 
 
 def test_page():
-    kept = Path(__file__).parents[3] / "docs" / "benchmarks-data.md"
+    kept = Path(__file__).parents[4] / "docs" / "benchmarks-data.md"
     assert kept.read_text(encoding="utf-8") == page(), "python -m vtprune.evals.data.benchmarks.page > " + str(kept)
