@@ -8,6 +8,7 @@ docs/lmms-eval.md.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -141,13 +142,13 @@ class _Model(lmms):
         del self.loaded
         super().clean()
 
+    @abc.abstractmethod
     def _wishes(self, request: Instance) -> dict[str, Any]:
         """The generation settings that a request comes with."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _messages(self, request: Instance) -> list[dict[str, Any]]:
         """What is asked, see `vtprune.integrations.harness.conversation`."""
-        raise NotImplementedError
 
     def _document(self, request: Instance) -> Any:
         """The line of the data set that a request is about."""

@@ -34,6 +34,7 @@ class Outcome:
         time_ms: Of the call, by its questions.
         new_tokens: Tokens of the answer.
         likelihoods: Of the choices.
+        tokens: Visual tokens of the question, before and after; None without methods.
         report: Of the call; None without methods.
         row: Of the question in the call.
         rows: Questions of the call.
@@ -45,6 +46,7 @@ class Outcome:
     time_ms: float
     new_tokens: int
     likelihoods: tuple[float, ...] | None
+    tokens: tuple[int, int] | None
     report: Report | None
     row: int
     rows: int
@@ -109,14 +111,14 @@ class Asker:
         return dict(zip(call.indices, _rows(answered, report), strict=True))
 
 
-def tokens_of_rows(report: Report) -> tuple[Counter[int], Counter[int]]:
+def tokens_of_rows(report: Report, rows: int) -> list[tuple[int, int]]:
     """Visual tokens of each row of a call, before and after."""
     before: Counter[int] = Counter()
     after: Counter[int] = Counter()
     for picture in report.pictures:
         before[picture.row] += picture.tokens
         after[picture.row] += len(picture.kept)
-    return before, after
+    return [(before[row], after[row]) for row in range(rows)]
 
 
 @contextlib.contextmanager
@@ -131,6 +133,7 @@ def _applied(model: Any, configuration: Configuration) -> Iterator[None]:
 def _rows(answered: Answered, report: Report | None) -> list[Outcome]:
     rows = len(answered.texts)
     likelihoods: Sequence[tuple[float, ...] | None] = answered.likelihoods or [None] * rows
+    tokens: Sequence[tuple[int, int] | None] = [None] * rows if report is None else tokens_of_rows(report, rows)
     return [
         Outcome(
             answered.texts[row],
@@ -139,6 +142,7 @@ def _rows(answered: Answered, report: Report | None) -> list[Outcome]:
             answered.time_ms / rows,
             answered.new_tokens[row],
             likelihoods[row],
+            tokens[row],
             report,
             row,
             rows,

@@ -101,13 +101,14 @@ def evaluate(
         if not fresh:
             folder.check(settings)
         folder.claim()
-        if fresh:
-            folder.clear()
-        environment = {**describe_machine(loaded.model.device), "processes": processes.count}
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        folder.begin({"settings": settings, "environment": environment, "started": now, "command": command})
-        folder.gather(batches, names)
     try:
+        if processes.first:
+            if fresh:
+                folder.clear()
+            environment = {**describe_machine(loaded.model.device), "processes": processes.count}
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            folder.begin({"settings": settings, "environment": environment, "started": now, "command": command})
+            folder.gather(batches, names)
         processes.wait()
         known = {record.batch for record in folder.known(batches, names)}
         processes.wait()  # nobody writes before all have read

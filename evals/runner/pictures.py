@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import re
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,8 @@ from vtprune.inputs import Ask, in_prompt_order
 from vtprune.overlay import draw_overlays
 from vtprune.run import seen_region
 from vtprune.videos import Video
+
+logger = logging.getLogger(__name__)
 
 QUALITY = 85
 
@@ -42,7 +45,11 @@ class Pictures:
         shown = in_prompt_order(self.processor, ask.prompt, ask.images, ask.videos)
         regions = [seen_region(self.processor, one.size, video=isinstance(one, Video)) for one in shown]
         own = [picture for picture in outcome.report.pictures if picture.row == outcome.row]
-        sheet = draw_overlays(shown, own, record.configuration, regions)
+        try:
+            sheet = draw_overlays(shown, own, record.configuration, regions)
+        except ValueError as error:  # the answer counts all the same
+            logger.warning("no overlay of question %s under %s: %s", record.id, record.configuration, error)
+            return record
         name = f"{_plain(record.configuration)}-{record.index}.jpg"
         self.folder.mkdir(parents=True, exist_ok=True)
         sheet.save(self.folder / name, quality=QUALITY)

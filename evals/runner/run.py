@@ -125,22 +125,19 @@ def _before(asker: Asker, call: Call, answered: Sequence[Outcomes]) -> dict[int,
     found: dict[int, Before] = {}
     for outcomes in answered:
         for index, outcome in outcomes.items():
-            if isinstance(outcome, Outcome) and outcome.report is not None:
-                found.setdefault(index, _taken(outcome.report, outcome.row, outcome.rows))
+            if isinstance(outcome, Outcome) and outcome.report is not None and outcome.tokens is not None:
+                found.setdefault(index, _taken(outcome.report, outcome.tokens, outcome.rows))
     if not found and any(isinstance(outcome, Outcome) for outcome in answered[0].values()):
-        report = asker.count(call)
+        report, rows = asker.count(call), len(call.indices)
         if report is not None:
-            found = {index: _taken(report, row, len(call.indices)) for row, index in enumerate(call.indices)}
+            tokens = tokens_of_rows(report, rows)
+            found = {index: _taken(report, own, rows) for index, own in zip(call.indices, tokens, strict=True)}
     return found
 
 
-def _taken(report: Report, row: int, rows: int) -> Before:
-    bytes_before = report.kv_bytes_before
-    return (
-        tokens_of_rows(report)[0][row],
-        report.prefill_flops_before / rows,
-        None if bytes_before is None else bytes_before / rows,
-    )
+def _taken(report: Report, tokens: tuple[int, int], rows: int) -> Before:
+    held = report.kv_bytes_before
+    return tokens[0], report.prefill_flops_before / rows, None if held is None else held / rows
 
 
 def _judged(task: Task, record: Record, outcome: Outcome, before: Before | None, unpruned: Outcome | str) -> Record:
@@ -156,9 +153,9 @@ def _judged(task: Task, record: Record, outcome: Outcome, before: Before | None,
     if before is not None:
         values |= dict(zip(("visual_tokens_before", "flops_before", "kv_bytes_before"), before, strict=True))
         values |= dict(zip(("visual_tokens_after", "flops_after", "kv_bytes_after"), before, strict=True))
-    if outcome.report is not None:
+    if outcome.report is not None and outcome.tokens is not None:
         report, rows = outcome.report, outcome.rows
-        values["visual_tokens_after"] = tokens_of_rows(report)[1][outcome.row]
+        values["visual_tokens_after"] = outcome.tokens[1]
         values["flops_after"] = report.prefill_flops_after / rows
         values["kv_bytes_after"] = None if report.kv_bytes_after is None else report.kv_bytes_after / rows
     if record.configuration != UNPRUNED and isinstance(unpruned, Outcome):

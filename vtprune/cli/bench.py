@@ -13,7 +13,20 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from vtprune.cli.common import app, check_writable, fail, input_errors, parse_keep, parse_settings, quietly
+from vtprune.cli.common import (
+    AsJson,
+    Attention,
+    Device,
+    Dtype,
+    TrustRemoteCode,
+    app,
+    check_writable,
+    fail,
+    input_errors,
+    parse_keep,
+    parse_settings,
+    quietly,
+)
 
 
 @app.command()
@@ -53,15 +66,11 @@ def bench(
         Path | None,
         typer.Option("--out", help="Write the JSON document here; of a sweep a CSV, and beside it a JSON and a PNG."),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
-    attention: Annotated[
-        str | None, typer.Option("--attn", help="Attention implementation: sdpa, eager, flash_attention_2, ...")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attention: Attention = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time the untouched model, a method, and its ideal: the bare model that is given just the tokens it keeps.
 

@@ -13,7 +13,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from vtprune.cli.common import app, check_extras, fail, input_errors, parse_keep, quietly
+from vtprune.cli.common import (
+    AsJson,
+    Attention,
+    Device,
+    Dtype,
+    TrustRemoteCode,
+    app,
+    check_extras,
+    fail,
+    input_errors,
+    parse_keep,
+    quietly,
+)
 from vtprune.cli.many import ManyValues
 
 NO_METHOD = "none"
@@ -70,18 +82,14 @@ def evaluate(
     skip_malformed: Annotated[
         bool, typer.Option("--skip-malformed", help="Go on without the lines of --data that cannot be read.")
     ] = False,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     device_map: Annotated[
         str | None, typer.Option("--device-map", help="auto spreads a model over all GPUs of a machine.")
     ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
-    attention: Annotated[
-        str | None, typer.Option("--attn", help="Attention implementation: sdpa, eager, flash_attention_2, ...")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    dtype: Dtype = "auto",
+    attention: Attention = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
     list_suites: Annotated[bool, typer.Option("--list-suites", help="Say what can be asked, and end.")] = False,
 ) -> None:
     """Ask questions without and with methods, and say what they cost in quality and what they save.

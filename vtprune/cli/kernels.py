@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from vtprune.cli.common import app, fail, input_errors
+from vtprune.cli.common import AsJson, Device, app, fail, input_errors
 
 
 @app.command("bench-kernels")
@@ -19,13 +19,13 @@ def bench_kernels(
     operator: Annotated[
         list[str] | None, typer.Option("--operator", help="Operator; may repeat. Default: all.")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[
         str, typer.Option("--dtype", help="auto (bfloat16 on a GPU, else float32), float32, bfloat16 or float16.")
     ] = "auto",
     shapes: Annotated[str, typer.Option("--shapes", help="auto (full on a GPU, else small), full or small.")] = "auto",
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Samples of each version.")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time every operator beside its torch reference, other ways to compute it, and the floor of the device.
 

@@ -10,13 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vtprune.cli.common import app
+from vtprune.cli.common import AsJson, app
 
 
 @app.command("methods")
 def list_methods(
     pattern: Annotated[str, typer.Argument(help="Only names that match this wildcard pattern; or a name.")] = "*",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List all methods: what kind they are, where they act and work, and their papers. Of one, say everything."""
     import vtprune

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from vtprune.cli.common import app, check_extras, check_writable, input_errors
+from vtprune.cli.common import AsJson, app, check_extras, check_writable, input_errors
 
 _NAME = 22
 _LEFT_OUT = ("same answer", "prefill FLOPs", "KV cache", "KL, nats")
@@ -26,7 +26,7 @@ def report(
         Path | None,
         typer.Option("--out", "-o", help="The page. Default: DIR/report.html; of several runs comparison.html."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the page of a run anew, or compare several.
 

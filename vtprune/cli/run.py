@@ -11,7 +11,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vtprune.cli.common import app, check_writable, fail, input_errors, parse_keep, parse_settings, quietly
+from vtprune.cli.common import (
+    AsJson,
+    Attention,
+    Device,
+    Dtype,
+    TrustRemoteCode,
+    app,
+    check_writable,
+    fail,
+    input_errors,
+    parse_keep,
+    parse_settings,
+    quietly,
+)
 from vtprune.report import Report
 
 
@@ -62,15 +75,11 @@ def run(
     overlay: Annotated[
         Path | None, typer.Option("--overlay", "-o", help="Write a picture of the kept tokens to this PNG file.")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
-    attention: Annotated[
-        str | None, typer.Option("--attn", help="Attention implementation: sdpa, eager, flash_attention_2, ...")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attention: Attention = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
 ) -> None:
     """Answer a question about a picture or a video without and with pruning, side by side.
 

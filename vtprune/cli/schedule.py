@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vtprune.cli.common import app, check_writable, fail, input_errors, quietly
+from vtprune.cli.common import AsJson, Device, Dtype, app, check_writable, fail, input_errors, quietly
 from vtprune.cli.search import progress_bar
 
 
@@ -52,9 +52,9 @@ def schedule(
         int, typer.Option("--questions", help="Calibration questions, the same for every probe.")
     ] = 96,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Questions per call.")] = 32,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Search how many visual tokens each decoder layer needs, and write a schedule that `gsearch` applies.
 

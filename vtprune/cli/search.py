@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vtprune.cli.common import app, check_writable, fail, input_errors, quietly
+from vtprune.cli.common import AsJson, Device, Dtype, app, check_writable, fail, input_errors, quietly
 
 
 @app.command()
@@ -37,9 +37,9 @@ def search(
     calibration: Annotated[int, typer.Option("--calibration", help="Questions for choosing.")] = 192,
     held_out: Annotated[int, typer.Option("--held-out", help="Other questions, for judging.")] = 300,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Questions per call.")] = 32,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Find the best chain of an encoder-side, a decoder and a cache method at a share of prefill FLOPs.
 
