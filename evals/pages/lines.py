@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from vtprune.evals.pages.pareto import pareto
 from vtprune.evals.pages.runs import UNPRUNED, Run
-from vtprune.evals.pages.words import amount, short
+from vtprune.evals.pages.words import NBSP, amount, short
 
 View = Literal["tokens", "flops", "ttft"]
 VIEWS: tuple[View, ...] = ("tokens", "flops", "ttft")
@@ -26,6 +26,8 @@ class Dot:
         quality: Mean score, or agreement with the unpruned model.
         interval: Of 95 %; None if unknown.
         costs: None where a cost was not measured.
+        spent: The costs of a question themselves, in words; "" where that is not known.
+        budget: In words; "" for the unpruned model.
         front: In which views it is on the Pareto front.
     """
 
@@ -33,6 +35,8 @@ class Dot:
     quality: float
     interval: Interval | None
     costs: dict[View, float | None]
+    spent: dict[View, str]
+    budget: str = ""
     front: frozenset[View] = frozenset()
 
 
@@ -52,7 +56,7 @@ class Panel:
     Args:
         lines: One for each method of each run.
         unpruned: The unpruned model of each run.
-        quality: What the quality is, for the axis.
+        quality: What the quality is, in words.
         costs: What is 100 % on each axis, in words; "" where the runs differ.
     """
 
@@ -90,24 +94,29 @@ def make_panel(runs: Sequence[tuple[str, Run]]) -> Panel:
     if len(runs) > 1:
         marked = _with_front([*unpruned, *lines])
         unpruned, lines = marked[: len(unpruned)], marked[len(unpruned) :]
-    costs = [costs_in_words(run) for _, run in runs]
+    # A share of time is the median of ratios batch by batch, and 100 % of it no time that could be named.
+    costs: list[dict[View, str]] = [{**_spent(run.configurations[0]), "ttft": ""} for _, run in runs]
     same: dict[View, str] = {
         view: costs[0][view] if all(x[view] == costs[0][view] for x in costs) else "" for view in VIEWS
     }
-    return Panel(tuple(lines), tuple(unpruned), f"{runs[0][1].quality}, %", same)
+    return Panel(tuple(lines), tuple(unpruned), runs[0][1].quality, same)
 
 
-def costs_in_words(run: Run) -> dict[View, str]:
-    """What the unpruned model spends on a question; "" where that is not known.
-
-    Nothing is said of time: its share is the median of ratios batch by batch, which is not the ratio of the medians.
-    """
-    tokens, flops = (run.configurations[0][name] for name in ("visual_tokens_mean", "prefill_flops_mean"))
+def _spent(one: dict[str, Any]) -> dict[View, str]:
+    """What a question takes, in words; "" where that is not known."""
+    tokens, flops, ttft = (one[name] for name in ("visual_tokens_mean", "prefill_flops_mean", "ttft_ms"))
     return {
         "tokens": "" if tokens is None else short(tokens),
         "flops": "" if flops is None else amount(flops, "FLOPs"),
-        "ttft": "",
+        "ttft": "" if ttft is None else f"{short(ttft)}{NBSP}ms",
     }
+
+
+def _budget_in_words(one: dict[str, Any]) -> str:
+    if one["name"] == UNPRUNED:
+        return ""
+    keep = one["keep"]
+    return "as written" if keep is None else f"{keep:g}" if isinstance(keep, float) else f"{keep} tokens"
 
 
 def _dot(one: dict[str, Any], judged: bool) -> Dot | None:
@@ -125,7 +134,8 @@ def _dot(one: dict[str, Any], judged: bool) -> Dot | None:
     if quality is None:
         return None
     front = frozenset(view for view in VIEWS if one["pareto"][view])
-    return Dot(one["name"], quality, tuple(interval) if interval else None, costs, front)
+    sure = tuple(interval) if interval else None
+    return Dot(one["name"], quality, sure, costs, _spent(one), _budget_in_words(one), front)
 
 
 def _budget(one: dict[str, Any]) -> tuple[float, float]:

@@ -60,11 +60,28 @@ def test_texts_are_escaped(page):
 def test_plots_can_be_read_aloud(page, summary):
     plots = [attributes for tag, attributes in page.attributes if tag == "svg"]
     assert len(plots) == 3
-    for attributes in plots:
-        assert set(attributes["aria-labelledby"].split()) <= set(page.ids)
-        assert attributes["role"] == "img"
+    assert all(one["role"] == "group" and one["aria-label"] for one in plots)
+    drawings = [one for tag, one in page.attributes if one.get("aria-labelledby", "").startswith("plot-")]
+    assert len(drawings) == 3
+    assert {one["aria-labelledby"] for one in drawings} <= set(page.ids)
     for one in summary["configurations"]:
         assert page.text.count(f"{percent(one['accuracy'])} ({percents(one['interval'])}) at") >= 3
+
+
+def test_every_dot_tells_what_it_is(page, summary):
+    """To the keyboard and to those who listen; in a browser the same is shown."""
+    told = [one["aria-label"] for _, one in page.attributes if one.get("class") == "vtprune-dot"]
+    focusable = [one for _, one in page.attributes if one.get("class") == "vtprune-dot" and one["tabindex"] == "0"]
+    assert len(told) == len(focusable) == 3 * len(summary["configurations"])
+    for one in summary["configurations"][1:]:
+        (found,) = [
+            text
+            for text in told
+            if text.startswith(f"{one['method']}: budget: {one['keep']};") and "visual tokens" in text
+        ]
+        assert f"right answers: {words.percent(one['accuracy'])}; 95 % interval: {percents(one['interval'])};" in found
+        tokens = words.short(one["visual_tokens_mean"])
+        assert found.endswith(f"visual tokens: {words.percent(one['visual_tokens_share'])} ({tokens})")
 
 
 def test_figures_are_those_of_the_summary(page, summary):

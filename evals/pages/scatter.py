@@ -1,0 +1,97 @@
+"""Points that each stand for themselves, such as the answers of several methods to one question."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from vtprune.bench.plot import COLOURS, SHAPES
+from vtprune.evals.pages.sheet import GREY, Sheet, new_sheet
+from vtprune.evals.pages.tips import Tip
+from vtprune.evals.pages.words import short
+
+_MARGIN = 0.12
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A point of a scatter plot.
+
+    Args:
+        label: What it is.
+        x: Place across.
+        y: Place up.
+        told: Lines that are shown when it is pointed at or reached by the keyboard.
+        unpruned: Whether it is what the others are compared with.
+    """
+
+    label: str
+    x: float
+    y: float
+    told: tuple[str, ...] = ()
+    unpruned: bool = False
+
+
+def draw_scatter(points: Sequence[Point], x_label: str, y_label: str, key: str) -> str:
+    """Draw points, each of a colour and shape of its own; lines across and up lead to the unpruned ones.
+
+    Args:
+        points: At least one. Points keep their look as long as their order stays.
+        x_label: Of the axis across.
+        y_label: Of the axis up.
+        key: What the ids within the picture begin with, so that several may stand on one page.
+
+    Returns:
+        An `<svg>` element with letters as text, a description, and what each point is.
+
+    Raises:
+        ValueError: There are no points.
+    """
+    if not points:
+        raise ValueError("points must be at least one, got none.")
+    with new_sheet() as sheet:
+        styles = _styles(points)
+        for point, style in zip(points, styles, strict=True):
+            _draw(sheet, point, style)
+        for set_limits, values in (
+            (sheet.axes.set_xlim, [point.x for point in points]),
+            (sheet.axes.set_ylim, [point.y for point in points]),
+        ):
+            set_limits(*_limits(values))
+        sheet.axes.set_xlabel(x_label)
+        sheet.axes.set_ylabel(y_label)
+        said = "; ".join(f"{point.label}: {short(point.x)}, {short(point.y)}" for point in points)
+        return sheet.finish(key, f"{y_label} against {x_label}", f"{x_label}, {y_label}. {said}.")
+
+
+def _styles(points: Sequence[Point]) -> list[dict[str, Any]]:
+    styles: list[dict[str, Any]] = []
+    number = 0
+    for point in points:
+        if point.unpruned:
+            styles.append({"color": GREY, "marker": "o", "markerfacecolor": "white", "markersize": 6})
+        else:
+            styles.append(
+                {"color": COLOURS[number % len(COLOURS)], "marker": SHAPES[number % len(SHAPES)], "markersize": 6.5}
+            )
+            number += 1
+    return styles
+
+
+def _draw(sheet: Sheet, point: Point, style: dict[str, Any]) -> None:
+    from matplotlib.lines import Line2D
+
+    if point.unpruned:
+        for draw, value in ((sheet.axes.axvline, point.x), (sheet.axes.axhline, point.y)):
+            draw(value, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), zorder=1)
+    (mark,) = sheet.axes.plot(point.x, point.y, linestyle="none", zorder=3, **style)
+    sheet.tell(mark, Tip(point.label, point.told, style["color"]))
+    sheet.explain(point.label, Line2D([], [], linestyle="none", **style))
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """A little more than what is there, and 0 where it is near."""
+    low, high = min(values), max(values)
+    room = _MARGIN * ((high - low) or abs(high) or 1)
+    return (0 if 0 <= low < 0.4 * high else low - room), high + room

@@ -1,0 +1,45 @@
+from xml.etree import ElementTree
+
+import pytest
+
+from vtprune.evals.pages.scatter import Point, draw_scatter
+
+POINTS = [
+    Point("unpruned", 256, 0.92, ("unpruned: 2",), unpruned=True),
+    Point("divprune:keep=0.25", 64, 0.92, ("answer: <red>", "visual tokens: 64")),
+    Point("random:keep=0.25", 64, 0.5),
+]
+
+
+def drawn(points):
+    return ElementTree.fromstring(draw_scatter(points, "visual tokens", "right answers, %", "compare"))
+
+
+def test_every_point_tells_what_it_is():
+    root = drawn(POINTS)
+    dots = [one for one in root.iter() if one.get("class") == "vtprune-dot"]
+    assert [dot.get("aria-label") for dot in dots] == [
+        "unpruned: unpruned: 2",
+        "divprune:keep=0.25: answer: <red>; visual tokens: 64",
+        "random:keep=0.25",
+    ]
+    assert all(dot.get("tabindex") == "0" for dot in dots)
+    legend = {one.text for one in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"divprune:keep=0.25", "random:keep=0.25", "visual tokens", "right answers, %"} <= legend
+    assert all(one.get("id").startswith("compare-") for one in root.iter() if one.get("id"))
+
+
+def test_points_differ_in_colour_and_shape():
+    root = drawn([Point(f"method {number}", number, number) for number in range(6)])
+    told = [one for one in root.iter() if one.get("class") == "told"]
+    assert len({one[0].get("stroke") for one in told}) == 6
+
+
+@pytest.mark.parametrize("points", [POINTS[:1], [Point("a", 0, 0)], [Point("a", -1, 3), Point("b", -1, 3)]])
+def test_few_points_are_drawn_too(points):
+    assert len([one for one in drawn(points).iter() if one.get("class") == "vtprune-dot"]) == len(points)
+
+
+def test_none_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        draw_scatter([], "x", "y", "key")
