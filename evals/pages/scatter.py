@@ -22,15 +22,15 @@ class Point:
         label: What it is.
         x: Place across.
         y: Place up.
-        told: Lines that are shown when it is pointed at or reached by the keyboard.
         unpruned: Whether it is what the others are compared with.
+        tip: What is told, beside its place, when it is pointed at or reached by the keyboard; lines.
     """
 
     label: str
     x: float
     y: float
-    told: tuple[str, ...] = ()
     unpruned: bool = False
+    tip: str = ""
 
 
 def draw_scatter(points: Sequence[Point], x_label: str, y_label: str, key: str) -> str:
@@ -53,7 +53,8 @@ def draw_scatter(points: Sequence[Point], x_label: str, y_label: str, key: str) 
     with new_sheet() as sheet:
         styles = _styles(points)
         for point, style in zip(points, styles, strict=True):
-            _draw(sheet, point, style)
+            place = f"{x_label}: {short(point.x)}", f"{y_label}: {short(point.y)}"
+            _draw(sheet, point, style, Tip(point.label, (*place, *point.tip.splitlines()), style["color"]))
         for set_limits, values in (
             (sheet.axes.set_xlim, [point.x for point in points]),
             (sheet.axes.set_ylim, [point.y for point in points]),
@@ -79,14 +80,14 @@ def _styles(points: Sequence[Point]) -> list[dict[str, Any]]:
     return styles
 
 
-def _draw(sheet: Sheet, point: Point, style: dict[str, Any]) -> None:
+def _draw(sheet: Sheet, point: Point, style: dict[str, Any], tip: Tip) -> None:
     from matplotlib.lines import Line2D
 
     if point.unpruned:
         for draw, value in ((sheet.axes.axvline, point.x), (sheet.axes.axhline, point.y)):
             draw(value, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), zorder=1)
     (mark,) = sheet.axes.plot(point.x, point.y, linestyle="none", zorder=3, **style)
-    sheet.tell(mark, Tip(point.label, point.told, style["color"]))
+    sheet.tell(mark, tip)
     sheet.explain(point.label, Line2D([], [], linestyle="none", **style))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from vtprune.evals.runner.configurations import Configuration
 from vtprune.evals.runner.folder import RunFolder
 from vtprune.evals.runner.processes import Processes
 from vtprune.evals.runner.records import Record
-from vtprune.evals.runner.run import Task, run_batches
+from vtprune.evals.runner.run import Task, Turn, run_batches
 from vtprune.evals.runner.summary import summarise
 from vtprune.evals.table import fingerprint
 from vtprune.models import Loaded, resolve_model
@@ -41,6 +42,7 @@ def evaluate(
     processes: Processes | None = None,
     on_start: Started = lambda todo, done: None,
     on_batch: Callable[[Batch], None] = lambda batch: None,
+    turn: Turn = contextlib.nullcontext,
 ) -> dict[str, Any]:
     """Ask questions under configurations, and sum up what came of it.
 
@@ -61,7 +63,8 @@ def evaluate(
         command: What reproduces the run; for the report.
         processes: Of the run; by default as the environment says.
         on_start: Called with the questions that this process will ask, and those that are known already.
-        on_batch: Called after every batch of this process.
+        on_batch: Called after every batch of this process. What it raises ends the run, which can go on later.
+        turn: Makes what is entered whenever the model is used, batch by batch, where others use it between batches.
 
     Returns:
         The summary, as in `summary.json`.
@@ -81,7 +84,7 @@ def evaluate(
             f"max_new_tokens must be >= 1 and pictures >= 0, got max_new_tokens={max_new_tokens}, pictures={pictures}."
         )
     for one in configurations[1:]:
-        with vtprune.applied(loaded.model, one.chain()):
+        with turn(), vtprune.applied(loaded.model, one.chain()):
             pass  # a method that refuses the model says so before anything is asked
     settings = {
         "model": loaded.name,
@@ -115,7 +118,7 @@ def evaluate(
         mine = share_of([batch for batch in batches if batch.number not in known], processes.rank, processes.count)
         on_start(_count(mine), _count(batches) - _count(mine))
         task = Task(questions.samples, judge, configurations, max_new_tokens, seed)
-        run_batches(loaded, task, mine, folder, pictures=pictures, on_batch=on_batch)
+        run_batches(loaded, task, mine, folder, pictures=pictures, on_batch=on_batch, turn=turn)
         processes.wait()
         if not processes.first:
             return {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from vtprune.models import Loaded
 from vtprune.report import Report
 
 DIGITS = 6
+
+Turn = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +56,12 @@ def run_batches(
     *,
     pictures: int = 12,
     on_batch: Callable[[Batch], None] = lambda batch: None,
+    turn: Turn = contextlib.nullcontext,
 ) -> None:
     """Ask the questions of some batches under all configurations; answers are in the folder after every batch.
+
+    What `on_batch` or `turn` raise ends the run; the batches that are in the folder stay, and another run goes on with
+    the others.
 
     Args:
         loaded: Model and processor; the model is left as it was.
@@ -62,6 +70,7 @@ def run_batches(
         folder: Where records go.
         pictures: Of so many questions per configuration whose answer changed, overlays are drawn.
         on_batch: Called after every batch.
+        turn: Makes what is entered around each batch, where others use the model between batches.
     """
     asker = Asker(loaded, task.samples, task.metric, task.max_new_tokens)
     drawer = Pictures(folder.pictures, loaded.processor, pictures)
@@ -69,10 +78,12 @@ def run_batches(
     warm = False
     # On a CPU a second thread would take time from the model, and its times would not be its own.
     for prepared in ahead(ready, batches, threaded=loaded.model.device.type != "cpu"):
-        if not warm:
-            warm = _warm_up(asker, prepared, task.configurations)
-        torch.manual_seed(task.seed + prepared.batch.number)
-        folder.append(_ask(asker, task, prepared, drawer))
+        with turn():
+            if not warm:
+                warm = _warm_up(asker, prepared, task.configurations)
+            torch.manual_seed(task.seed + prepared.batch.number)
+            records = _ask(asker, task, prepared, drawer)
+        folder.append(records)
         on_batch(prepared.batch)
 
 

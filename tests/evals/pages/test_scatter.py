@@ -5,9 +5,9 @@ import pytest
 from vtprune.evals.pages.scatter import Point, draw_scatter
 
 POINTS = [
-    Point("unpruned", 256, 0.92, ("unpruned: 2",), unpruned=True),
-    Point("divprune:keep=0.25", 64, 0.92, ("answer: <red>", "visual tokens: 64")),
-    Point("random:keep=0.25", 64, 0.5),
+    Point("unpruned", 256, 92, unpruned=True),
+    Point("divprune:keep=0.25", 64, 91.5, tip="answer: <red>\nsame answer"),
+    Point("random:keep=0.25", 64, 50),
 ]
 
 
@@ -19,9 +19,9 @@ def test_every_point_tells_what_it_is():
     root = drawn(POINTS)
     dots = [one for one in root.iter() if one.get("class") == "vtprune-dot"]
     assert [dot.get("aria-label") for dot in dots] == [
-        "unpruned: unpruned: 2",
-        "divprune:keep=0.25: answer: <red>; visual tokens: 64",
-        "random:keep=0.25",
+        "unpruned: visual tokens: 256; right answers, %: 92",
+        "divprune:keep=0.25: visual tokens: 64; right answers, %: 91.5; answer: <red>; same answer",
+        "random:keep=0.25: visual tokens: 64; right answers, %: 50",
     ]
     assert all(dot.get("tabindex") == "0" for dot in dots)
     legend = {one.text for one in root.iter("{http://www.w3.org/2000/svg}text")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 
@@ -10,10 +11,16 @@ import torch
 
 import vtprune
 from vtprune.evals.data.sample import Medium
+from vtprune.evals.metrics import get_metric
 from vtprune.evals.runner import asking, pictures
+from vtprune.evals.runner.asking import tokens_of_rows
+from vtprune.evals.runner.batches import make_batches
 from vtprune.evals.runner.configurations import plan
 from vtprune.evals.runner.folder import read_records
+from vtprune.evals.runner.preparing import prepare
 from vtprune.evals.suite import ask_model, scene_questions, seen
+
+ANSWERS = ("accuracy", "interval", "kinds", "visual_tokens_mean", "prefill_flops_mean", "kv_bytes_mean", "fidelity")
 
 
 def lines(folder):
@@ -95,11 +102,6 @@ def test_figures_follow_from_the_lines(whole):
 
 
 def test_tokens_of_each_question_add_up_to_the_report(loaded, scenes):
-    from vtprune.evals.metrics import get_metric
-    from vtprune.evals.runner.asking import tokens_of_rows
-    from vtprune.evals.runner.batches import make_batches
-    from vtprune.evals.runner.preparing import prepare
-
     call = prepare(loaded, scenes.samples, get_metric("exact_match"), make_batches(scenes.samples, 4)[0]).calls[0]
     asker = asking.Asker(loaded, scenes.samples, get_metric("exact_match"), 1)
     report = asker.ask(call, plan(["divprune:keep=7"], [])[1])[0].report
@@ -226,3 +228,57 @@ def test_an_overlay_that_cannot_be_drawn_loses_no_answer(run, whole, tmp_path, m
     assert summary["failed"] == 0
     assert lines(tmp_path) == lines(whole[1])
     assert "frames of several grids" in caplog.text
+
+
+def test_turns_are_taken_batch_by_batch(run, whole, loaded, scenes, tmp_path, monkeypatch):
+    """Between batches somebody else has the model, with a method of his own; within a turn nobody has."""
+    held, between = [], []
+
+    @contextlib.contextmanager
+    def turn():
+        assert not held
+        held.append(True)
+        yield
+        held.pop()
+
+    answer = asking.answer
+
+    def guarded(*arguments):
+        assert held
+        return answer(*arguments)
+
+    def elsewhere(batch):
+        assert not held
+        between.append(batch.number)
+        with vtprune.applied(loaded.model, "random:keep=3,seed=1"):
+            answer(loaded, call.inputs, 1)
+
+    monkeypatch.setattr(asking, "answer", guarded)
+    (call,) = prepare(loaded, scenes.samples, get_metric("exact_match"), make_batches(scenes.samples, 2)[0]).calls
+    run(tmp_path, turn=turn, on_batch=elsewhere)
+    assert between == [0, 1, 2]
+    assert lines(tmp_path) == lines(whole[1])
+
+
+class Stopped(Exception):
+    """What a test stops a run with."""
+
+
+def test_a_run_that_is_stopped_while_it_waits_for_its_turn_goes_on_later(run, whole, tmp_path):
+    turns = 0
+
+    def turn():
+        nonlocal turns
+        turns += 1
+        if turns == 3 + 2:  # a look at each of three configurations, then batches
+            raise Stopped
+        return contextlib.nullcontext()
+
+    with pytest.raises(Stopped):
+        run(tmp_path, turn=turn)
+    assert len(lines(tmp_path)) == 4 * 4
+    assert not (tmp_path / "summary.json").exists()
+    summary = run(tmp_path)  # nobody keeps it out of the folder
+    assert lines(tmp_path) == lines(whole[1])
+    for one, other in zip(summary["configurations"], whole[0]["configurations"], strict=True):
+        assert {name: one[name] for name in ANSWERS} == {name: other[name] for name in ANSWERS}
