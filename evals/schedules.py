@@ -17,7 +17,7 @@ from vtprune.evals.probes import Probe, check_suite, draw_questions
 from vtprune.evals.search import CALIBRATION_SEED, METRICS, Metric
 from vtprune.integrations import integrate
 from vtprune.methods._ranked import DEFAULT
-from vtprune.methods._scores import score_of
+from vtprune.methods._scores import ScoreName, score_of
 from vtprune.methods.gsearch import GSearch
 from vtprune.models import Loaded
 from vtprune.schedule_search import Sampler, check_optuna, gsearch, psigmoid
@@ -38,7 +38,7 @@ class Settings:
 
     suite: str = "scenes"
     metric: Metric = "likelihood"
-    score: str = DEFAULT
+    score: ScoreName = DEFAULT
     questions: int = 96
     batch_size: int = 32
 

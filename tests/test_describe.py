@@ -9,7 +9,18 @@ import typing
 import pytest
 
 import vtprune
-from vtprune.describe import ALWAYS_THERE, LETTERS, OF_BLOCKS, WORDS, comments, describe_lines, does, facts
+from vtprune.describe import (
+    ALWAYS_THERE,
+    LETTERS,
+    OF_BLOCKS,
+    WORDS,
+    choices,
+    comments,
+    describe_lines,
+    does,
+    facts,
+    parameter_types,
+)
 from vtprune.engine.chain_stage import SIGNALS
 from vtprune.methods import Method, Place, Stage, get_method, method_names
 from vtprune.methods.base import EncoderSignal
@@ -51,6 +62,27 @@ def test_every_signal_has_words():
     assert set(WORDS) == frozenset().union(*SIGNALS.values())
     assert set(OF_BLOCKS) == set(typing.get_args(typing.get_type_hints(EncoderSignal)["name"]))
     assert set(ALWAYS_THERE) == set(Place)
+
+
+def test_choices_of_parameters():
+    assert facts(get_method("corematching"))["choices"] == {
+        "elbow": ["strict", "inclusive", None],
+        "reference": ["text", "core"],
+        "positions": ["auto", "original", "compact"],
+    }
+    assert facts(get_method("gsearch"))["choices"]["score"][-2:] == ["encoder_attention", None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign(Method):
+    """A method whose annotations are only there for the type checker."""
+
+    what: Elsewhere = 1  # type: ignore[name-defined]  # noqa: F821
+
+
+def test_types_that_cannot_be_resolved_are_unknown():
+    assert parameter_types(Foreign) == {"what": ()}
+    assert choices(Foreign) == {}
 
 
 def test_two_sentences_before_the_paper():

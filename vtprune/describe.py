@@ -12,7 +12,9 @@ import io
 import re
 import textwrap
 import tokenize
-from typing import Any
+import types
+import typing
+from typing import Any, Literal
 
 from vtprune.methods.base import EncoderSignal, Method, ModelInfo, Place, Stage
 
@@ -91,8 +93,8 @@ def facts(method: type[Method]) -> dict[str, Any]:
         "name", "kind", "does" (two sentences), "places", "signals" (what it asks for on `REFERENCE`, in words; none
         if it refuses that), "cost", "needs_text", "needs_training", "needs_video", "adaptive", "paper", "arxiv" (its
         id, or None), "code" and "differs" (what the docstring says of the authors' code, and of differences from the
-        paper, or None), "parameters" (defaults) and "about_parameters" (the comments beside them; none where the
-        source is not at hand).
+        paper, or None), "parameters" (defaults), "about_parameters" (the comments beside them; none where the source
+        is not at hand) and "choices" (of those that take one of several values, these).
     """
     text = inspect.getdoc(inspect.getmodule(method)) or ""
     arxiv = re.search(r"arXiv (\d{4}\.\d{5})", method.paper)
@@ -113,6 +115,7 @@ def facts(method: type[Method]) -> dict[str, Any]:
         "differs": _said(text, "Differs from the paper in"),
         "parameters": {f.name: f.default for f in dataclasses.fields(method)},  # type: ignore[arg-type]
         "about_parameters": comments(method),
+        "choices": choices(method),
     }
 
 
@@ -212,6 +215,31 @@ def comments(method: type[Method]) -> dict[str, str]:
             said = [notes[line] for line in beside if line in notes] or above
             if said:
                 found[field.target.id] = " ".join(said)
+    return found
+
+
+def parameter_types(method: type[Method]) -> dict[str, tuple[Any, ...]]:
+    """What each parameter may be: of a union, its members; nothing where the annotation says it with names unknown."""
+    fields = {f.name for f in dataclasses.fields(method)}  # type: ignore[arg-type]
+    try:
+        hints = typing.get_type_hints(method)
+    except NameError:
+        return dict.fromkeys(fields, ())
+    unions = (typing.Union, types.UnionType)
+    return {
+        name: typing.get_args(hint) if typing.get_origin(hint) in unions else (hint,)
+        for name, hint in hints.items()
+        if name in fields
+    }
+
+
+def choices(method: type[Method]) -> dict[str, list[Any]]:
+    """The values of those parameters that take one of several, None among them where it is allowed."""
+    found = {}
+    for name, members in parameter_types(method).items():
+        words = [x for member in members if typing.get_origin(member) is Literal for x in typing.get_args(member)]
+        if words:
+            found[name] = [*words, None] if types.NoneType in members else words
     return found
 
 

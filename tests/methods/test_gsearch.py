@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tests.families import FAMILIES, IMAGE
 from tests.methods.inputs import INFO, visual_tokens
 from vtprune.methods import Place
 from vtprune.methods._ranked import counts_by_rate
-from vtprune.methods._scores import SCORES, Score
+from vtprune.methods._scores import SCORES, Score, ScoreName
 from vtprune.methods.gsearch import GSearch
 from vtprune.methods.psigmoid import PSigmoid
 from vtprune.schedules import Schedule, mean, merged_rates
@@ -108,6 +109,10 @@ def test_any_score_on_a_model(score):
 
 
 @torch.no_grad()
+def test_the_names_of_scores_are_known_to_the_type_checker():
+    assert typing.get_args(ScoreName) == tuple(SCORES)
+
+
 def test_a_ranking_of_the_encoder_is_the_same_at_all_layers():
     model, x = LLAVA.model(), LLAVA.inputs(LLAVA.row(5, IMAGE, 7))
     with vtprune.applied(model, "fastervlm", keep=9):

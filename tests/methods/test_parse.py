@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 
 from vtprune.api import build_chain
-from vtprune.methods.parse import parse_method, split_methods
+from vtprune.methods import get_method, method_names
+from vtprune.methods.parse import parse_method, parse_value, split_methods, write_method, write_value
 
 
 @pytest.mark.parametrize(
@@ -58,3 +62,62 @@ def test_an_unknown_method_inside_a_chain_is_named():
 def test_parameters_beside_a_chain_are_refused():
     with pytest.raises(ValueError, match="write them with their method"):
         build_chain("tome+fastv", None, {"layer": 2})
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_defaults_survive_being_written(name):
+    defaults = {field.name: field.default for field in dataclasses.fields(get_method(name))}
+    assert parse_method(write_method(name, defaults)) == (name, defaults)
+
+
+AWKWARD = [
+    (True, "True"),
+    (None, "None"),
+    (1, "1"),
+    (1.0, "1.0"),
+    (1e-5, "1e-05"),
+    (1e20, "1e+20"),
+    (-math.inf, "-inf"),
+    ((8,), "(8,)"),
+    ((), "()"),
+    ([8, 16], "[8,16]"),
+    ((None, 0.5, -math.inf), "(None,0.5,-1e999)"),
+    (((1, 2), ("a", "b,c")), "((1,2),('a','b,c'))"),
+    ("mean", "mean"),
+    ("/tmp/a-b.json", "/tmp/a-b.json"),
+    ("C:\\files\\x", "C:\\files\\x"),
+    ("none", "'none'"),
+    ("1", "'1'"),
+    ("", "''"),
+    (" a ", "' a '"),
+    ("a,b;c=d", "'a,b;c=d'"),
+    ("a+tome", "'a+tome'"),
+    ("(", "'('"),
+    ("it's", '"it\'s"'),
+    ('it\'s "so"', "'it\\x27s \"so\"'"),
+    ("a\\'\"", "'a\\\\\\x27\"'"),
+    ("line\nbreak", "'line\\nbreak'"),
+]
+
+
+@pytest.mark.parametrize(("value", "text"), AWKWARD)
+def test_awkward_values_survive_being_written(value, text):
+    assert write_value(value) == text
+    found = parse_value(text)
+    assert (found, type(found)) == (value, type(value))
+    chain = f"{write_method('x', {'a': value, 'b': value})}+tome"
+    first, second = split_methods(chain)
+    assert parse_method(first) == ("x", {"a": value, "b": value})
+    assert second == "tome"
+
+
+def test_nan_is_written_by_itself_only():
+    assert math.isnan(parse_value(write_value(math.nan)))
+    with pytest.raises(ValueError, match="nan cannot be written inside"):
+        write_value((1.0, math.nan))
+
+
+@pytest.mark.parametrize("value", [object(), {1}, lambda: None])
+def test_what_cannot_be_written(value):
+    with pytest.raises(TypeError, match="can be written, got"):
+        write_value(value)

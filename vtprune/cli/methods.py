@@ -51,7 +51,8 @@ def _show(method: dict[str, Any], console: Console) -> None:
     for name, said in describe_lines(method):
         table.add_row(name, said)
     console.print(table)
-    parameters = Table("parameter", "default", "")
+    parameters = Table("parameter", "default", "one of", "")
     for name, default in method["parameters"].items():
-        parameters.add_row(name, repr(default), method["about_parameters"].get(name, ""))
+        allowed = ", ".join(map(repr, method["choices"].get(name, ())))
+        parameters.add_row(name, repr(default), allowed, method["about_parameters"].get(name, ""))
     console.print(parameters)

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from vtprune.methods._cuts import arrived_first
-from vtprune.methods._scores import SCORES, Score, score_of
+from vtprune.methods._scores import SCORES, Score, ScoreName, score_of
 from vtprune.methods._select import top_k_mask
 from vtprune.methods.base import Keep, ModelInfo, Pictures, Place, Positions, Stage, VisualTokens
 
 if TYPE_CHECKING:
     from vtprune.schedules import Schedule
 
-DEFAULT = "text_queries_ahead"
+DEFAULT: ScoreName = "text_queries_ahead"
 
 
 def ranked_stages(
-    name: str, schedule: Schedule, score: str | Score | None, positions: Positions, model: ModelInfo
+    name: str, schedule: Schedule, score: ScoreName | Score | None, positions: Positions, model: ModelInfo
 ) -> Sequence[Stage]:
     """Stages of a method that carries a schedule out.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -64,7 +65,16 @@ def _transitions(tokens: VisualTokens) -> Tensor:
     return sum(tokens.observed.values(), torch.zeros(tokens.valid.shape, device=tokens.valid.device))
 
 
-SCORES = {
+ScoreName = Literal[
+    "text_queries_ahead",
+    "last_query_ahead",
+    "text_queries",
+    "last_query",
+    "page_rank",
+    "transitions",
+    "encoder_attention",
+]
+SCORES: dict[str, Score] = {
     score.name: score
     for score in (
         *map(_attention, ("text_queries_ahead", "last_query_ahead", "text_queries", "last_query")),

@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 
 from vtprune.methods._ranked import ranked_stages
-from vtprune.methods._scores import Score, score_of
+from vtprune.methods._scores import Score, ScoreName, score_of
 from vtprune.methods._select import check_number
 from vtprune.methods.base import Method, ModelInfo, Place, Positions, Stage
 from vtprune.methods.registry import register
@@ -41,7 +41,7 @@ class GSearch(Method):
     cost = "per cut, keys of one decoder layer (N C^2) and T N C for T tokens of text"
 
     schedule: str | Schedule | tuple[float, ...] | None = None  # file, or rates per decoder layer; None: a line
-    score: str | Score | None = None  # what ranks tokens; None: as the file says, else "text_queries_ahead"
+    score: ScoreName | Score | None = None  # what ranks tokens; None: as the file says, else "text_queries_ahead"
     merge: float = MERGE  # layers whose rates differ by less are cut together, in [0, 1]
     positions: Positions = "original"  # position ids after a removal: "original" or "compact"
 

@@ -1,11 +1,14 @@
-"""Methods as text: `divprune`, `fastv:layer=2,keep=0.5`, `pyramiddrop:layers=[8,16,24]`, `tome+fastv:layer=2`."""
+"""Methods as text: `divprune`, `fastv:layer=2,keep=0.5`, `pyramiddrop:layers=[8,16,24]`, `tome+fastv:layer=2`.
+
+Read and written: what `write_method` writes, `parse_method` reads as the same.
+"""
 
 from __future__ import annotations
 
 import ast
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _WORDS: dict[str, Any] = {
@@ -17,6 +20,7 @@ _WORDS: dict[str, Any] = {
     "-inf": -math.inf,
 }
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
+_PLAIN = re.compile(r"[\w./\\~:-]+")
 _NEXT_METHOD = re.compile(r"\+\s*[^\W\d]\w*\s*(?:[:+]|$)")
 
 
@@ -85,6 +89,50 @@ def parse_method(text: str) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"parameter {key!r} is given twice in {text!r}.")
         parameters[key] = value
     return name, parameters
+
+
+def write_value(value: Any) -> str:
+    """A parameter's value as text that `parse_value` reads as the same value.
+
+    Args:
+        value: A number, True, False, None, a text, or a list or tuple of such.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: It is a list or tuple with nan in it, which there is no way to write.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    if isinstance(value, str) and _PLAIN.fullmatch(value) and parse_value(value) == value:
+        return value
+    return _literal(value)
+
+
+def write_method(name: str, parameters: Mapping[str, Any]) -> str:
+    """A method as text, which `parse_method` reads as this name and these parameters.
+
+    Raises:
+        TypeError: The value of a parameter cannot be written; see `write_value`.
+        ValueError: Likewise.
+    """
+    return f"{name}:{','.join(f'{key}={write_value(x)}' for key, x in parameters.items())}" if parameters else name
+
+
+def _literal(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return repr(value)
+    if isinstance(value, int):
+        return int.__repr__(value)
+    if isinstance(value, float) and not math.isnan(value):
+        return float.__repr__(value) if math.isfinite(value) else f"{'-' * (value < 0)}1e999"
+    if isinstance(value, str):
+        return repr(value).replace("\\'", "\\x27")  # a quote inside quotes would end them
+    if isinstance(value, list | tuple):
+        items = ",".join(map(_literal, value))
+        return f"[{items}]" if isinstance(value, list) else f"({items}{',' * (len(value) == 1)})"
+    if isinstance(value, float):
+        raise ValueError("nan cannot be written inside a list or tuple.")
+    raise TypeError(f"a number, True, False, None, a text, or a list or tuple of such can be written, got {value!r}.")
 
 
 def _split(text: str, separates: Callable[[int], bool]) -> list[str]:

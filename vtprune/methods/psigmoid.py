@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from vtprune.methods._ranked import ranked_stages
-from vtprune.methods._scores import Score, score_of
+from vtprune.methods._scores import Score, ScoreName, score_of
 from vtprune.methods._select import check_number
 from vtprune.methods.base import Method, ModelInfo, Place, Positions, Stage
 from vtprune.methods.registry import register
@@ -40,7 +40,7 @@ class PSigmoid(Method):
     keep: float = 0.5  # share of the visual tokens that a decoder layer sees on average, in (0, 1]
     steepness: float = 8.0  # how fast the curve falls, over the depth of the model, in (0, 1000]
     floor: float = 0.0  # share of the tokens that never leaves, in [0, 1)
-    score: str | Score | None = None  # what ranks tokens, as in gsearch; None: "text_queries_ahead"
+    score: ScoreName | Score | None = None  # what ranks tokens, as in gsearch; None: "text_queries_ahead"
     merge: float = MERGE  # layers whose rates differ by less are cut together, in [0, 1]
     positions: Positions = "original"  # position ids after a removal: "original" or "compact"
 

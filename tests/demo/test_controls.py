@@ -1,0 +1,61 @@
+"""The method picker, without a browser."""
+
+from __future__ import annotations
+
+import gradio as gr
+import pytest
+
+from vtprune.demo.catalogue import catalogue, offered, refusals
+from vtprune.demo.controls import method_list, method_picker
+from vtprune.models import Loaded, load_model
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Loaded:
+    return load_model("tiny-llava", device="cpu")
+
+
+def test_a_picker_starts_with_a_method_and_a_budget():
+    with gr.Blocks(analytics_enabled=False):
+        picker = method_picker("Method", "divprune", 0.5)
+    assert picker.methods.value == ["divprune"]
+    assert picker.keep.value == 0.5
+    assert picker.written.value == "divprune:keep=0.5"
+    assert [name for _, name in picker.methods.choices] == list(catalogue())
+
+
+def test_a_picker_starts_with_a_chain():
+    with gr.Blocks(analytics_enabled=False):
+        picker = method_picker(value="tome:r=4+exit", keep=0.5)
+    assert picker.written.value == "tome:r=4,keep=0.5+exit"
+
+
+def test_every_control_has_a_label_and_nothing_is_called_from_outside():
+    with gr.Blocks(analytics_enabled=False) as page:
+        method_picker()
+        assert method_list("Methods").label == "Methods"
+    parts = page.config["components"]
+    wanted = [x["props"] for x in parts if x["type"] in ("dropdown", "slider", "number", "radio", "textbox")]
+    assert len(wanted) >= 6
+    assert all(props["label"] and props["show_label"] for props in wanted)
+    assert {x["api_visibility"] for x in page.config["dependencies"]} <= {"private", "undocumented"}
+
+
+def test_methods_that_do_not_suit_a_model_come_last_and_say_why(tiny):
+    reasons = refusals(tiny, video=False)
+    assert set(reasons) == {"dyvte", "evs", "holitom", "quota"}
+    assert "clips" in reasons["evs"]
+    assert "weights" in reasons["dyvte"]
+    listed = offered(tiny, video=False)
+    assert {name for _, name in listed[-4:]} == set(reasons)
+    assert all(label.endswith("(not here)") == (name in reasons) for label, name in listed)
+    assert set(refusals(tiny, video=True)) == set(catalogue()), "tiny-llava takes no clips"
+
+
+def test_fitting_a_picker_to_a_model(tiny):
+    with gr.Blocks(analytics_enabled=False):
+        picker = method_picker()
+    methods, note = picker.fit(tiny, video=False)
+    assert [choice[1] for choice in methods.choices] == [name for _, name in offered(tiny, False)]
+    assert "4 methods do not work here" in note
+    assert len(picker.fitted) == 2
