@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -42,6 +43,37 @@ class MapReport:
 
 
 @dataclasses.dataclass(frozen=True)
+class StepReport:
+    """Which tokens of one picture or video a stage left; layers that follow one another together.
+
+    The steps of a picture are those of `Report.summary()`, one by one, also where a stage acted on other pictures only.
+
+    Inside the encoder, where `PlaceReport` counts patches, a step counts the tokens of the prompt that are different
+    from one another by then. Of several patches that make a token (InternVL) all must have become the same as another
+    token's; of shrunk canvases and pooled frames (LLaVA-OneVision) the patch nearest to the token's centre tells.
+
+    Args:
+        where: As in `Report.summary()`: "encoder layer 0 to 22".
+        method: By name.
+        tokens_before: How many tokens of the picture there were before it.
+        tokens_after: How many there are behind it; at the cache, how many a head of a layer holds on average, rounded.
+        kept: Token numbers that are left in the prompt; where tokens pass by decoder layers, those that do not. Tokens
+            that share the hidden state of another (see `Report`) do not count, unlike in `PictureReport.kept`.
+        owner: As in `PictureReport`, by what was merged so far.
+        held: At the cache: for every token the share of these layers and their heads that still hold it. Where tokens
+            are hidden: 0 for those that nobody attends to from here on, 1 for the others. Else None.
+    """
+
+    where: str
+    method: str
+    tokens_before: int
+    tokens_after: int
+    kept: tuple[int, ...]
+    owner: tuple[int, ...] | None = None
+    held: tuple[float, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class PictureReport:
     """Which tokens of one picture or video were kept. Tokens are numbered in the order of the prompt.
 
@@ -55,6 +87,7 @@ class PictureReport:
         kept: Token numbers that are left after the last stage.
         owner: For every token the number of the token that stands for it, where tokens were merged; else None.
         seconds: Time from frame to frame of a video, if the model is told.
+        steps: What was left of it behind every place, in the order of `Report.summary()`.
     """
 
     row: int
@@ -66,6 +99,7 @@ class PictureReport:
     kept: tuple[int, ...]
     owner: tuple[int, ...] | None = None
     seconds: float | None = None
+    steps: tuple[StepReport, ...] = ()
 
     @property
     def grid(self) -> tuple[int, int, int] | None:
@@ -135,14 +169,18 @@ class Report:
         Encoder or decoder layers at which one method takes away more and more make one line, and so do layers of the
         cache of which it takes the same away. Their savings are added up.
         """
-        runs: list[list[PlaceReport]] = []
-        for place in self.places:
-            last = runs[-1][-1] if runs else None
-            if last is not None and _continues(last, place):
-                runs[-1].append(place)
-            else:
-                runs.append([place])
-        return [(_where(run), _together(run)) for run in runs]
+        return [(where_of(run), _together(run)) for run in runs_of(self.places)]
+
+
+def runs_of(places: Sequence[PlaceReport]) -> list[list[PlaceReport]]:
+    """Places in order, those together that make one line of `Report.summary()`."""
+    runs: list[list[PlaceReport]] = []
+    for place in places:
+        if runs and _continues(runs[-1][-1], place):
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
 
 
 def _continues(last: PlaceReport, place: PlaceReport) -> bool:
@@ -155,7 +193,8 @@ def _continues(last: PlaceReport, place: PlaceReport) -> bool:
     return place.place.endswith("layer") and place.tokens_before == last.tokens_after
 
 
-def _where(run: list[PlaceReport]) -> str:
+def where_of(run: Sequence[PlaceReport]) -> str:
+    """Where such places are, in words."""
     place, first, last = run[0].place, run[0].layer, run[-1].layer
     return place + ("" if first is None else f" {first}") + ("" if first == last else f" to {last}")
 

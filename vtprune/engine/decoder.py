@@ -21,7 +21,8 @@ from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.deepstack import DeepStackRows
 from vtprune.engine.devices import moved
 from vtprune.engine.door import decide, marks, owners, running, staying
-from vtprune.engine.encoder import EncoderRun, Event
+from vtprune.engine.encoder import EncoderRun
+from vtprune.engine.events import Event, Marked
 from vtprune.engine.hiding import hide
 from vtprune.engine.layer_inputs import LayerInputs
 from vtprune.engine.layout import VisualLayout
@@ -309,7 +310,7 @@ class DecoderStep:
         self.rows[layer] = skipping.rows_of(layer, self.rows, short, self.past_length[layer], fewer, end)
         self.link_rows()
         visual = self.slots.on(self.layout.picture) >= 0
-        self.events.append(Event(self.chain.skipping, layer, [visual], [visual & short.runs]))
+        self.events.append(Marked(self.chain.skipping, layer, [visual], [visual & short.runs], self.slots.index))
         self.whole = short, hidden, (self.slots, self.positions, self.inputs, self.compacted)
         self.slots, self.positions, self.inputs, self.compacted = short.slots, short.positions, short.inputs, True
         return short.take(hidden)
@@ -340,7 +341,7 @@ class DecoderStep:
         if stage.stage.trial is not None:
             if not worth_trying(stage.stage.budget, self.candidates):
                 return hidden
-            at, entering = stage.stage.trial, try_out(self, stage, stage.stage.trial, hidden, kwargs)
+            at, entering = stage.stage.trial, try_out(self, stage, stage.stage.trial, hidden, kwargs, visual.visual)
         states = gather_rows(entering, visual.at.to(hidden.device)) if stage.sees_hidden or stage.stage.mixes else None
         with torch.no_grad():
             decision = stage.decide(show(self, stage, at, entering, visual, states))
@@ -356,7 +357,7 @@ class DecoderStep:
         if stage.stage.hides:
             hide(self, stage, layer, visual.visual, keep)
             return hidden
-        self.events.append(Event(stage, layer, [visual.visual], [visual.visual & keep]))
+        self.events.append(Marked(stage, layer, [visual.visual], [visual.visual & keep], self.slots.index))
         left = self._compact(keep, layer, stage.positions, [hidden])
         return hidden if left is None else left[0]
 

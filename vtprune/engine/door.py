@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vtprune.engine.chain import Chain
 from vtprune.engine.deepstack import DeepStackRows, spread
-from vtprune.engine.encoder import Event
+from vtprune.engine.events import Event
 from vtprune.engine.layout import VisualLayout
 from vtprune.engine.selection import Selected, Text, select
 from vtprune.engine.signals import query_rows

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vtprune.engine.chain import Chain
 from vtprune.engine.chain_stage import ChainStage
+from vtprune.engine.events import Count, Event, Grouped
 from vtprune.engine.merging import DROPPED, Running
 from vtprune.engine.patches import Seen, patch_values
 from vtprune.engine.pixels import pixel_steps
@@ -19,42 +20,6 @@ from vtprune.engine.shrinking import shrink
 from vtprune.integrations.base import EncoderBlock, EncoderCall, Integration, PictureLayout
 from vtprune.kernels import gather_rows
 from vtprune.methods.base import EncoderSignal, EncoderTokens, Group, Keep, Pictures, Replace
-
-# A number of tokens, or masks that mark them: these are counted when someone asks, not while the model runs.
-Count = int | Sequence[Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """A stage that acted.
-
-    Attributes:
-        stage: The stage.
-        layer: Of the encoder or decoder; None for none.
-        before: Visual tokens before it.
-        after: Visual tokens after it.
-        freed: Bytes that it freed in the cache.
-        spared: FLOPs that it saves without taking tokens away; less than 0 for what it costs.
-    """
-
-    stage: ChainStage
-    layer: int | None
-    before: Count
-    after: Count
-    freed: int = dataclasses.field(default=0, kw_only=True)
-    spared: int = dataclasses.field(default=0, kw_only=True)
-
-    def counts(self) -> tuple[int, int]:
-        """Numbers of visual tokens before and after."""
-        before, after = (
-            count if isinstance(count, int) else sum(int(mask.sum()) for mask in count)
-            for count in (self.before, self.after)
-        )
-        return before, after
-
-    def note(self) -> str:
-        """What there is to say beside the numbers."""
-        return ""
 
 
 class EncoderRun:
@@ -116,8 +81,8 @@ class EncoderRun:
         if not self.chain.encoder_input_stages:
             return False
         self.call, self.covers, acted = shrink(self.integration, self.chain.encoder_input_stages, self.given)
-        self.events += [Event(stage, None, before, after) for stage, before, after in acted]
-        self.projected_tokens = acted[-1][2]
+        self.events += acted
+        _, self.projected_tokens = acted[-1].counts()
         return self.covers is not None
 
     # Between encoder layers.
@@ -188,7 +153,7 @@ class EncoderRun:
                 self.left_by_stages = queries, head_keys, values
             if self.tokens.ragged and not self.chain.biases_keys:
                 raise TypeError(f"{stage.method}: tiles kept different numbers; its stage must say so by ragged=True.")
-            self.events.append(Event(stage, index, there, self._there(merged)))
+            self.events.append(Grouped(stage, index, there, self._there(merged), self._owner))
         after = merged.shape[1]
         if stages[0].stage.after_block:
             inside = self.layer_tokens.get(index, (before, before))
@@ -211,6 +176,11 @@ class EncoderRun:
             return hidden.shape[0] * (hidden.shape[1] - lead)
         return [self.tokens.sizes[:, lead:] > 0]
 
+    @property
+    def _owner(self) -> Tensor | None:
+        """(tiles, patches), the token that each patch has become part of; None where nothing was merged."""
+        return None if self.tokens.owner is None else self.tokens.owner[:, self.integration.leading :]
+
     def _patches(self, tokens: int) -> int:
         first = self.tokens.owner.shape[1] if self.tokens.owner is not None else tokens
         return first - int(self.integration.has_cls)
@@ -224,10 +194,8 @@ class EncoderRun:
 
     def before_projector(self, features: Tensor) -> Tensor:
         """Take over what is about to enter the projector, (tiles, groups, channels); returns what it is to see."""
-        if self.tokens.owner is not None and not self.joins_patches:
-            lead = self.integration.leading
-            owner = self.tokens.owner[:, lead:]
-            self.group_owner = torch.where(owner == DROPPED, DROPPED, owner - lead)
+        if (owner := self._owner) is not None and not self.joins_patches:
+            self.group_owner = torch.where(owner == DROPPED, DROPPED, owner - self.integration.leading)
         self.features = features
         for stage in self.chain.projector_stages:
             self._replace(stage, features)
@@ -242,7 +210,7 @@ class EncoderRun:
         tiles, tokens, _ = features.shape
         decision = stage.decide(Pictures((1, *grid[1:]) if grid[1] * grid[2] == tokens else None, features))
         if decision is None:
-            self.events.append(Event(stage, None, tiles * tokens, tiles * tokens))
+            self.events.append(Grouped(stage, None, tiles * tokens, tiles * tokens, self.group_owner))
             return
         if not isinstance(decision, Replace):
             raise TypeError(f"{stage.method}: a stage that needs the grid must return Replace, got {decision!r}.")
@@ -254,7 +222,7 @@ class EncoderRun:
         if decision.ragged:
             stands = torch.zeros(tiles, groups, dtype=torch.bool, device=features.device)
             left = [stands.scatter_(1, decision.owner, True)]
-        self.events.append(Event(stage, None, tiles * tokens, left))
+        self.events.append(Grouped(stage, None, tiles * tokens, left, self.group_owner))
 
     def after_projector(self, projected: Tensor) -> Tensor:
         """Copy the projected features of groups to all of their tokens: (tiles, tokens, width)."""
@@ -267,9 +235,7 @@ class EncoderRun:
         integration, call = self.integration, self.call
         with torch.no_grad():
             self.units = self.units or integration.layouts(self.given)
-            owner = self.group_owner
-            if owner is None and self.tokens.owner is not None:
-                owner = self.tokens.owner[:, integration.leading :]
+            owner = self._owner if self.group_owner is None else self.group_owner
             if owner is not None:
                 self.groups = integration.owners_on_slots(call, owner)
             for signal, seen in self.seen.items():

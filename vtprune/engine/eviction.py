@@ -18,7 +18,7 @@ from vtprune.engine.cache import Record, Rows, VisualCacheLayer, layer_bytes, sh
 from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.decoder import DecoderStep
 from vtprune.engine.devices import moved
-from vtprune.engine.encoder import Event
+from vtprune.engine.events import Marked
 from vtprune.engine.packing import store
 from vtprune.engine.signals import Rotation, query_rows
 from vtprune.engine.slots import Slots
@@ -28,7 +28,7 @@ from vtprune.methods.base import CacheEntries, Keep, Store
 
 
 @dataclasses.dataclass(frozen=True)
-class Evicted(Event):
+class Evicted(Marked):
     """A stage that acted on a cache layer; `before` and `after` mark visual slots, those that the first head keeps.
 
     Attributes:
@@ -191,7 +191,7 @@ class Eviction:
         end = step.past + (step.original_length if stage.stage.text or step.layout is None else step.layout.end)
         visual = None if ran.shown is None else ran.shown.visual.to(device)
         if isinstance(decision, Store):
-            store(step, stage, ran.layer, decision, candidate, there, visual, end)
+            store(step, stage, ran.layer, decision, candidate, there, visual, ran.slots.index, end)
             return
         if not isinstance(decision, Keep) or decision.mix is not None:
             raise TypeError(
@@ -201,7 +201,7 @@ class Eviction:
         keep = (decision.mask.to(device) | ~candidate) & there[:, None]
         if visual is not None:
             kept = keep[:, :, -ran.slots.width :]
-            step.events.append(Evicted(stage, ran.layer, [visual], [visual & kept[:, 0]], kept))
+            step.events.append(Evicted(stage, ran.layer, [visual], [visual & kept[:, 0]], ran.slots.index, kept))
         self.evict(stage, ran.layer, keep, there, end)
 
     def _original(self, slots: Slots) -> Tensor:

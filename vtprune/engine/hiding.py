@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from vtprune.engine.cache import divide_rows
-from vtprune.engine.encoder import Event
+from vtprune.engine.events import Marked
 
 if TYPE_CHECKING:
     from vtprune.engine.chain_stage import ChainStage
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Hidden(Event):
+class Hidden(Marked):
     """A stage that hid visual tokens; all of them are still there.
 
     Attributes:
@@ -47,7 +47,7 @@ def hide(step: DecoderStep, stage: ChainStage, layer: int, visual: Tensor, keep:
     slots = step.slots
     stays = keep if slots.valid is None else keep & slots.valid
     hidden = visual & ~stays
-    step.events.append(Hidden(stage, layer, [visual], [visual], hidden))
+    step.events.append(Hidden(stage, layer, [visual], [visual], slots.index, hidden))
     if not bool(hidden.any()):  # the one time that the host waits
         return
     divide_rows(step.rows, layer)

@@ -17,7 +17,7 @@ from torch import Tensor
 from vtprune.engine.cache import VisualCacheLayer
 from vtprune.engine.chain_stage import ChainStage
 from vtprune.engine.decoder import DecoderStep
-from vtprune.engine.encoder import Event
+from vtprune.engine.events import Marked
 from vtprune.kernels import Codes, channel_scale, compact_index, dequantise, gather_rows, quantise
 from vtprune.kernels.quantise import WIDTHS
 from vtprune.methods.base import Store
@@ -27,7 +27,7 @@ Map = Callable[[Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored(Event):
+class Stored(Marked):
     """A stage that had entries of a layer rounded; all visual slots stay.
 
     Attributes:
@@ -295,6 +295,7 @@ def store(
     candidate: Tensor,
     there: Tensor,
     visual: Tensor | None,
+    slot: Tensor | None,
     end: int,
 ) -> None:
     """Hold entries of a layer in few bits.
@@ -306,7 +307,8 @@ def store(
         decision: What it decided.
         candidate: Bool (rows, kv_heads, entries), what may be rounded.
         there: Bool (rows, entries), what is no padding.
-        visual: Bool (rows, slots of the call), its visual slots; None in a call without pictures.
+        visual: Bool (rows, slots of the layer), its visual slots; None in a call without pictures.
+        slot: (rows, slots of the layer), which slot of the call each was; None while all are there.
         end: Logical length up to which entries may be rounded.
     """
     bits = torch.where(candidate, decision.bits.to(candidate.device), 0)
@@ -317,7 +319,7 @@ def store(
         step.rows[layer].removal_end = max(end, step.rows[layer].removal_end)
     if visual is not None:
         here = bits[:, 0, -visual.shape[1] :].masked_fill(~visual, 0)
-        step.events.append(Stored(stage, layer, [visual], [visual], here))
+        step.events.append(Stored(stage, layer, [visual], [visual], slot, here))
 
 
 def _beside(x: Tensor) -> Tensor:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+from collections.abc import Sequence
 
 from vtprune.engine.cache import held_bytes, slot_bytes
 from vtprune.engine.chain import Chain
 from vtprune.engine.decoder import DecoderStep
-from vtprune.engine.encoder import EncoderRun, Event
+from vtprune.engine.encoder import EncoderRun
+from vtprune.engine.events import Event, Marked
 from vtprune.engine.flops import decoder_flops, encoder_flops, projector_flops
 from vtprune.engine.layout import VisualLayout
 from vtprune.engine.savings import Prompt, Saving, Savings
 from vtprune.engine.selection import Selected
+from vtprune.engine.steps import Steps
 from vtprune.engine.work import Work
 from vtprune.integrations.base import Integration
 from vtprune.methods.base import Place
-from vtprune.report import MapReport, PictureReport, PlaceReport, Report
+from vtprune.report import MapReport, PictureReport, PlaceReport, Report, StepReport
 
 
 class Prefill:
@@ -50,11 +53,13 @@ class Prefill:
     def report(self) -> Report:
         """The report; made once."""
         if self._report is None:
-            pictures = self._pictures()
             before, after = self._flops()
             kv_after, kv_before = self.kv_bytes or (None, None)
             events = self._acted()
             savings = self._savings(events)
+            places = tuple(_place(*x, kv_before is not None) for x in zip(events, savings, strict=True))
+            steps = Steps(self.runs, self.layout, self.selected, events, places).of_pictures()
+            pictures = self._pictures(steps)
             earlier = Saving(before - after, (kv_before or 0) - (kv_after or 0)).less(savings)
             self._report = Report(
                 methods=self.chain.names,
@@ -64,13 +69,13 @@ class Prefill:
                 prefill_flops_after=after,
                 kv_bytes_before=kv_before,
                 kv_bytes_after=kv_after,
-                places=tuple(_place(*x, kv_before is not None) for x in zip(events, savings, strict=True)),
+                places=places,
                 pictures=pictures,
                 notes=self._notes(earlier),
             )
         return self._report
 
-    def _pictures(self) -> tuple[PictureReport, ...]:
+    def _pictures(self, steps: Sequence[tuple[StepReport, ...]]) -> tuple[PictureReport, ...]:
         picture, token = self.slots.on(self.layout.picture).cpu(), self.slots.on(self.layout.token).cpu()
         became = {number: (one, i) for one in self.selected for i, number in enumerate(one.numbers)}
         rows = [bisect.bisect_right(self.layout.first, number) - 1 for number in range(len(self.layout.source))]
@@ -93,6 +98,7 @@ class Prefill:
                     kept=tuple(token[picture == number].tolist()),
                     owner=owner,
                     seconds=layout.seconds,
+                    steps=steps[number],
                 )
             )
         return tuple(reports)
@@ -119,8 +125,9 @@ class Prefill:
         texts = sum(self.original_lengths) - int(self.layout.visual.sum())
         trials = {stage.method: stage for stage in self.chain.decoder_stages if stage.stage.trial is not None}
         for tried in self.tried:
-            stage, tokens = trials[tried.method], sum(tried.lengths) - texts
-            events.append(Event(stage, stage.layers[0], tokens, tokens, spared=-tried.flops(integration)))
+            stage, all_of = trials[tried.method], [tried.visual]
+            spared = -tried.flops(integration)
+            events.append(Marked(stage, stage.layers[0], all_of, all_of, tried.slot, spared=spared))
             decided = [i for i, event in enumerate(self.events) if event.stage is stage]
             if decided:
                 events[decided[0]] = dataclasses.replace(events[decided[0]], spared=events.pop().spared)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from vtprune.engine.encoder import EncoderRun, Event
+from vtprune.engine.encoder import EncoderRun
+from vtprune.engine.events import Event
 from vtprune.engine.flops import decoder_flops, encoder_flops, projector_flops
 from vtprune.engine.layout import VisualLayout
 from vtprune.engine.selection import Selected

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vtprune.engine.chain_stage import ChainStage
-from vtprune.engine.encoder import Event
-from vtprune.engine.geometry import Part, geometry
+from vtprune.engine.events import Chosen, Event
+from vtprune.engine.geometry import Geometry, Part, geometry
 from vtprune.engine.layout import Picture, VisualLayout
 from vtprune.engine.merging import DROPPED
 from vtprune.integrations.base import Grid, PictureLayout
@@ -77,7 +77,7 @@ def select(
             rows = [bisect.bisect_right(layout.first, shown[n]) - 1 for n in numbers]
             batch.text, batch.text_valid = text.embeds[rows], text.valid[rows]
         batches.append((numbers, batch))
-    events = []
+    events: list[Event] = []
     standing = [batch.standing() for _, batch in batches]
     for stage in stages:
         before = standing
@@ -85,7 +85,7 @@ def select(
             batch.act(stage)
         standing = [batch.standing() for _, batch in batches]
         if not stage.stage.skips:
-            events.append(Event(stage, None, before, standing))
+            events.append(Chosen(stage, None, before, standing, [batch.owner for _, batch in batches]))
     return [
         Selected(numbers, kept, batch.owner, batch.levels if batch.replaced else None, batch.running(), batch.marks)
         for (numbers, batch), kept in zip(batches, standing, strict=True)
@@ -116,7 +116,8 @@ class _Batch:
         self.text_valid: Tensor | None = None
         groups = [torch.cat([p.run.groups[u] for u in p.units]) for p in pictures if p.run.groups is not None]
         if groups:
-            self._one_slot_per_group(torch.stack(groups).to(self.device))
+            self.owner, standing = one_slot_per_group(torch.stack(groups).to(self.device))
+            self.alive, self.complete = self.alive & standing, False
         self.scored = EncoderSignal("attention", pictures[0].run.integration.scored_block)
         self.encoded = self._signal([p.run.encoded for p in pictures])
         self.pixel_steps = self._signal([p.run.pixel_steps for p in pictures])
@@ -131,30 +132,13 @@ class _Batch:
         ]
         return torch.stack(found).to(self.device) if found else None
 
-    def _one_slot_per_group(self, groups: Tensor) -> None:
-        pictures, slots = groups.shape
-        pairs = groups + (int(groups.max()) + 2) * torch.arange(pictures, device=self.device)[:, None]
-        numbers = pairs.unique(return_inverse=True)[1]
-        on_slot = torch.arange(slots, device=self.device).expand(pictures, -1)
-        first = torch.full((int(numbers.max()) + 1,), slots, device=self.device)
-        first = first.scatter_reduce(0, numbers.flatten(), on_slot.flatten(), "amin")[numbers]
-        self.owner = torch.where(groups < 0, on_slot, first)
-        self.alive = self.alive & (self.owner == on_slot) & (groups != DROPPED)
-        self.complete = False
-
     def standing(self) -> Tensor:
         """Bool (pictures, slots): what stays; a newline stays as long as a token of its line does."""
-        return self._with_newlines(self.alive)
+        return with_newlines(self.geometry, self.alive)
 
     def running(self) -> Tensor | None:
         """Bool (pictures, slots): what passes by no decoder layer; newlines go with their lines."""
-        return None if self.runs is None else self._with_newlines(self.runs)
-
-    def _with_newlines(self, chosen: Tensor) -> Tensor:
-        if self.geometry.lines is None:
-            return chosen
-        lines = self.geometry.lines.expand(len(self.pictures), -1)
-        return chosen | (self.geometry.newlines & living(lines, self.layout.slots, chosen))
+        return None if self.runs is None else with_newlines(self.geometry, self.runs)
 
     def act(self, stage: ChainStage) -> None:
         """Run one stage."""
@@ -251,10 +235,10 @@ class _Batch:
         if decision.mix is None and not stage.stage.shares:
             return
         if decision.owner is not None:
-            if self.owner is None:
-                self.owner = torch.arange(self.layout.slots, device=self.device).repeat(len(self.pictures), 1)
-            owner = where.gather(1, decision.owner.to(self.device))
-            self.owner = self.owner.index_put((number, where), owner)
+            owner = torch.arange(self.layout.slots, device=self.device).repeat(len(self.pictures), 1)
+            owner = owner.index_put((number, where), where.gather(1, decision.owner.to(self.device)))
+            # What stood for others before may now be stood for itself.
+            self.owner = owner if self.owner is None else owner.gather(1, self.owner)
         if decision.mix is None:
             return
         if not stage.stage.mixes:
@@ -295,6 +279,33 @@ class _Batch:
         if not isinstance(again, Replace):
             raise TypeError(f"{stage.method}: a stage that needs the grid must decide alike on all features.")
         return again.features
+
+
+def one_slot_per_group(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """The first slot of a group stands for all of them.
+
+    Args:
+        groups: (pictures, slots), the group of each slot; below 0 for those that belong to none, and are alone.
+
+    Returns:
+        (pictures, slots), the slot that stands for each; and bool, which ones stand, without those that were dropped.
+    """
+    pictures, slots = groups.shape
+    pairs = groups + (int(groups.max()) + 2) * torch.arange(pictures, device=groups.device)[:, None]
+    numbers = pairs.unique(return_inverse=True)[1]
+    on_slot = torch.arange(slots, device=groups.device).expand(pictures, -1)
+    first = torch.full((int(numbers.max()) + 1,), slots, device=groups.device)
+    first = first.scatter_reduce(0, numbers.flatten(), on_slot.flatten(), "amin")[numbers]
+    owner = torch.where(groups < 0, on_slot, first)
+    return owner, (owner == on_slot) & (groups != DROPPED)
+
+
+def with_newlines(geometry: Geometry, chosen: Tensor) -> Tensor:
+    """Some tokens of pictures with one geometry, bool (pictures, slots), and the newlines of their lines."""
+    if geometry.lines is None:
+        return chosen
+    lines = geometry.lines.expand(len(chosen), -1)
+    return chosen | (geometry.newlines & living(lines, chosen.shape[1], chosen))
 
 
 def living(lines: Tensor, count: int, alive: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from vtprune.engine.chain_stage import ChainStage
+from vtprune.engine.events import Resized
 from vtprune.integrations.base import EncoderCall, Grid, Integration, PictureLayout
 from vtprune.methods._grids import cell_owner
 from vtprune.methods.base import Pixels, Resize
@@ -25,12 +26,12 @@ class Shrunk(NamedTuple):
     Attributes:
         call: The call that encodes the smaller ones.
         covers: Per unit, the token of the smaller picture that covers each slot, (slots,); None if all kept their size.
-        acted: The stages, and the numbers of tokens before and after each.
+        acted: The stages.
     """
 
     call: EncoderCall
     covers: list[Tensor] | None
-    acted: list[tuple[ChainStage, int, int]]
+    acted: list[Resized]
 
 
 def shrink(integration: Integration, stages: Sequence[ChainStage], call: EncoderCall) -> Shrunk:
@@ -40,7 +41,8 @@ def shrink(integration: Integration, stages: Sequence[ChainStage], call: Encoder
         ValueError: A picture would become larger, lose frames, or have sides that are no whole number of tokens.
     """
     given = grids = _grids(integration.layouts(call))
-    small, acted, pixels = call, [], integration.pixels(call)
+    small, pixels = call, integration.pixels(call)
+    acted: list[Resized] = []
     for stage in stages:
         decisions = [stage.decide(Pixels(grid, x)) for grid, x in zip(grids, pixels, strict=True)]
         if not all(x is None or isinstance(x, Resize) for x in decisions):
@@ -50,7 +52,7 @@ def shrink(integration: Integration, stages: Sequence[ChainStage], call: Encoder
         before, grids = grids, _grids(integration.layouts(small))
         if any(a[0] != b[0] or a[1] > b[1] or a[2] > b[2] for a, b in zip(grids, before, strict=True)):
             raise ValueError(f"{stage.method}: pictures may only become smaller, from {before} to {grids} tokens.")
-        acted.append((stage, _tokens(before), _tokens(grids)))
+        acted.append(Resized(stage, None, _tokens(before), _tokens(grids), grids))
     if grids == given:
         return Shrunk(call, None, acted)
     device = pixels[0].device

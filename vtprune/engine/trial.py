@@ -30,12 +30,16 @@ class Tried(NamedTuple):
         layers: Number of layers that ran.
         lengths: Slots per row that are no padding.
         past: Cached slots before them, per layer.
+        visual: Bool (rows, slots that are there), the visual ones.
+        slot: (rows, slots that are there), which slot of the call each was; None while all are there.
     """
 
     method: str
     layers: int
     lengths: list[int]
     past: list[int]
+    visual: Tensor
+    slot: Tensor | None
 
     def flops(self, integration: Integration) -> int:
         """What it took."""
@@ -65,7 +69,9 @@ def worth_trying(budget: Budget | None, candidates: Sequence[int]) -> bool:
     return budget != 1.0 if not isinstance(budget, int) else budget < max(candidates)
 
 
-def try_out(step: DecoderStep, stage: ChainStage, layers: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+def try_out(
+    step: DecoderStep, stage: ChainStage, layers: int, hidden: Tensor, kwargs: dict[str, Any], visual: Tensor
+) -> Tensor:
     """What would enter a decoder layer if nothing left, (rows, slots, width).
 
     Args:
@@ -74,10 +80,10 @@ def try_out(step: DecoderStep, stage: ChainStage, layers: int, hidden: Tensor, k
         layers: The layer; those before it run.
         hidden: (rows, slots, width), the first layer's input.
         kwargs: Its other arguments.
+        visual: Bool (rows, slots), the visual ones.
     """
-    hidden = hidden.detach()
-    step.tried.append(Tried(stage.method, layers, step.slots.counts, step.past_length[:layers]))
-    visual = None if step.picture is None else step.picture >= 0
+    hidden, slots = hidden.detach(), step.slots
+    step.tried.append(Tried(stage.method, layers, slots.counts, step.past_length[:layers], visual, slots.index))
     step.inside.paused = True
     with torch.no_grad(), nothing_collected():
         for i, layer in enumerate(step.integration.decoder_layers[:layers]):
@@ -91,7 +97,7 @@ def try_out(step: DecoderStep, stage: ChainStage, layers: int, hidden: Tensor, k
             # Not by a call of the module: hooks on a layer, of whomever, are about the real run.
             output = layer.forward(hidden, **{**kwargs, **own})
             hidden = output[0] if isinstance(output, tuple) else output
-            if visual is not None and step.deepstack is not None and i < len(step.deep):
+            if step.deepstack is not None and i < len(step.deep):
                 features = step.deepstack.select(visual, step.deep[i])
                 hidden = hidden.clone()
                 hidden[visual.to(hidden.device)] += features.to(hidden)
