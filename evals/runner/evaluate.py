@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,40 @@ def evaluate(
     configurations: Sequence[Configuration],
     out: Path,
     *,
+    on_batch: Callable[[Batch], None] = lambda batch: None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Ask questions under configurations, and sum up what came of it.
+
+    Args:
+        loaded: Model and processor.
+        questions: What is asked.
+        configurations: What it is asked under, see `vtprune.evals.runner.configurations.plan`.
+        out: Folder of the run; new, empty, or that of the same run.
+        on_batch: Called after every batch of this process. What it raises ends the run, which can go on later.
+        **settings: Further ones of `evaluate_by_batches`.
+
+    Returns:
+        The summary, as in `summary.json`.
+
+    Raises:
+        ValueError, TypeError: As `evaluate_by_batches`.
+    """
+    with contextlib.closing(evaluate_by_batches(loaded, questions, configurations, out, **settings)) as batches:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration as finished:
+                return finished.value
+            on_batch(batch)
+
+
+def evaluate_by_batches(
+    loaded: Loaded,
+    questions: QuestionSet,
+    configurations: Sequence[Configuration],
+    out: Path,
+    *,
     metric: str | None = None,
     batch_size: int = 8,
     max_new_tokens: int = 64,
@@ -41,10 +75,9 @@ def evaluate(
     command: str = "",
     processes: Processes | None = None,
     on_start: Started = lambda todo, done: None,
-    on_batch: Callable[[Batch], None] = lambda batch: None,
     turn: Turn = contextlib.nullcontext,
-) -> dict[str, Any]:
-    """Ask questions under configurations, and sum up what came of it.
+) -> Generator[Batch, None, dict[str, Any]]:
+    """The same step by step: whoever takes the batches may stop, or do something else in between.
 
     What `out` holds already of the same run is not asked again. The same batches are formed whatever is there and
     however many processes work, so that answers do not depend on that.
@@ -52,8 +85,8 @@ def evaluate(
     Args:
         loaded: Model and processor.
         questions: What is asked.
-        configurations: What it is asked under, see `vtprune.evals.runner.configurations.plan`.
-        out: Folder of the run; new, empty, or that of the same run.
+        configurations: What it is asked under.
+        out: Folder of the run.
         metric: How answers are judged; None: as suits the questions.
         batch_size: Questions per call of the model.
         max_new_tokens: Answers are cut off there.
@@ -63,11 +96,13 @@ def evaluate(
         command: What reproduces the run; for the report.
         processes: Of the run; by default as the environment says.
         on_start: Called with the questions that this process will ask, and those that are known already.
-        on_batch: Called after every batch of this process. What it raises ends the run, which can go on later.
         turn: Makes what is entered whenever the model is used, batch by batch, where others use it between batches.
 
+    Yields:
+        Every batch of this process once its answers are in the folder. Closed there, the run can go on later.
+
     Returns:
-        The summary, as in `summary.json`.
+        The summary, as in `summary.json`; of all processes the first one's.
 
     Raises:
         ValueError: `out` holds something else, a setting is out of range, a method refuses the model, or processes do
@@ -118,29 +153,44 @@ def evaluate(
         mine = share_of([batch for batch in batches if batch.number not in known], processes.rank, processes.count)
         on_start(_count(mine), _count(batches) - _count(mine))
         task = Task(questions.samples, judge, configurations, max_new_tokens, seed)
-        run_batches(loaded, task, mine, folder, pictures=pictures, on_batch=on_batch, turn=turn)
+        yield from run_batches(loaded, task, mine, folder, pictures=pictures, turn=turn)
         processes.wait()
         if not processes.first:
             return {}
         records = folder.gather(batches, names)
         _check_complete(records, batches, names)
-        config = folder.config
-        summary = {
-            "format": config["format"],
-            "name": questions.name,
-            "model": loaded.name,
-            "metric": judge.name,
-            "settings": settings,
-            "environment": config["environment"],
-            "malformed": list(questions.malformed),
-            **summarise(records, questions.samples, judge, configurations, seed),
-        }
+        summary = sum_up(folder.config, questions, configurations, records)
         folder.finish(summary)
         write_report(folder.path)
         return summary
     finally:
         if processes.first:
             folder.release()
+
+
+def sum_up(
+    config: dict[str, Any], questions: QuestionSet, configurations: Sequence[Configuration], records: Sequence[Record]
+) -> dict[str, Any]:
+    """The summary of a run, or of what is known of one that goes on.
+
+    Args:
+        config: Content of the run's `config.json`.
+        questions: What is asked.
+        configurations: What it is asked under.
+        records: Of some questions under all configurations.
+    """
+    settings = config["settings"]
+    judge = get_metric(settings["metric"])
+    return {
+        "format": config["format"],
+        "name": questions.name,
+        "model": settings["model"],
+        "metric": judge.name,
+        "settings": settings,
+        "environment": config["environment"],
+        "malformed": list(questions.malformed),
+        **summarise(records, questions.samples, judge, configurations, settings["seed"]),
+    }
 
 
 def weights(loaded: Loaded) -> str | None:

@@ -42,7 +42,8 @@ class RunFolder:
 
     def __init__(self, path: Path, rank: int = 0) -> None:
         self.path, self.rank = path, rank
-        self._lock = FileLock(path / f"{_LOCK}-{rank}", timeout=0)
+        # A run that is taken batch by batch may be begun and ended by different threads.
+        self._lock = FileLock(path / f"{_LOCK}-{rank}", timeout=0, thread_local=False)
 
     @property
     def pictures(self) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -55,13 +55,9 @@ def run_batches(
     folder: RunFolder,
     *,
     pictures: int = 12,
-    on_batch: Callable[[Batch], None] = lambda batch: None,
     turn: Turn = contextlib.nullcontext,
-) -> None:
-    """Ask the questions of some batches under all configurations; answers are in the folder after every batch.
-
-    What `on_batch` or `turn` raise ends the run; the batches that are in the folder stay, and another run goes on with
-    the others.
+) -> Iterator[Batch]:
+    """Ask the questions of some batches under all configurations.
 
     Args:
         loaded: Model and processor; the model is left as it was.
@@ -69,8 +65,10 @@ def run_batches(
         batches: Those that are to be asked, see `vtprune.evals.runner.batches`.
         folder: Where records go.
         pictures: Of so many questions per configuration whose answer changed, overlays are drawn.
-        on_batch: Called after every batch.
         turn: Makes what is entered around each batch, where others use the model between batches.
+
+    Yields:
+        Every batch, once its answers are in the folder.
     """
     asker = Asker(loaded, task.samples, task.metric, task.max_new_tokens)
     drawer = Pictures(folder.pictures, loaded.processor, pictures)
@@ -84,7 +82,7 @@ def run_batches(
             torch.manual_seed(task.seed + prepared.batch.number)
             records = _ask(asker, task, prepared, drawer)
         folder.append(records)
-        on_batch(prepared.batch)
+        yield prepared.batch
 
 
 def _warm_up(asker: Asker, prepared: Prepared, configurations: Sequence[Configuration]) -> bool:

@@ -29,7 +29,7 @@ def summarise(
     A question counts where it was answered. Differences to the unpruned model are of the questions that both answered.
 
     Args:
-        records: Of all questions under all configurations.
+        records: Of all questions under all configurations, or of some of the questions.
         samples: The questions.
         metric: How answers were judged.
         configurations: What was asked under; the first one is the unpruned model.
@@ -45,7 +45,8 @@ def summarise(
         for record in records
         if record.error is not None
     ]
-    return {"n": len(samples), "failed": len(failed), "configurations": found, "errors": errors[:_MOST_ERRORS]}
+    asked = {record.index for record in records}
+    return {"n": len(asked), "failed": len(failed), "configurations": found, "errors": errors[:_MOST_ERRORS]}
 
 
 def _figures(

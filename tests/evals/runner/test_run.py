@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from vtprune.evals.runner import asking, pictures
 from vtprune.evals.runner.asking import tokens_of_rows
 from vtprune.evals.runner.batches import make_batches
 from vtprune.evals.runner.configurations import plan
+from vtprune.evals.runner.evaluate import evaluate_by_batches, sum_up
 from vtprune.evals.runner.folder import read_records
 from vtprune.evals.runner.preparing import prepare
+from vtprune.evals.runner.processes import Processes
 from vtprune.evals.suite import ask_model, scene_questions, seen
 
 ANSWERS = ("accuracy", "interval", "kinds", "visual_tokens_mean", "prefill_flops_mean", "kv_bytes_mean", "fidelity")
@@ -282,3 +285,21 @@ def test_a_run_that_is_stopped_while_it_waits_for_its_turn_goes_on_later(run, wh
     assert lines(tmp_path) == lines(whole[1])
     for one, other in zip(summary["configurations"], whole[0]["configurations"], strict=True):
         assert {name: one[name] for name in ANSWERS} == {name: other[name] for name in ANSWERS}
+
+
+def test_a_run_may_be_left_between_batches_in_another_thread(loaded, run, whole, scenes, tmp_path):
+    """What is known so far can be summed up, nobody is kept out of the folder, and the rest is asked later."""
+    configurations = plan(["divprune", "snapkv:keep=0.3"], [0.5, 0.1])
+    batches = evaluate_by_batches(
+        loaded, scenes, configurations, tmp_path, batch_size=4, max_new_tokens=3, pictures=1, processes=Processes()
+    )
+    assert [next(batches).number, next(batches).number] == [0, 1]
+    known = read_records(tmp_path / "questions.jsonl")
+    so_far = sum_up(json.loads((tmp_path / "config.json").read_text()), scenes, configurations, known)
+    assert so_far["n"] == 8
+    assert so_far["configurations"][0]["accuracy"] == sum(r.score for r in known if r.configuration == "unpruned") / 8
+    with ThreadPoolExecutor(1) as elsewhere:
+        elsewhere.submit(batches.close).result()
+    assert {path.name for path in tmp_path.iterdir()} <= {"config.json", "questions.jsonl", "pictures"}
+    run(tmp_path)
+    assert lines(tmp_path) == lines(whole[1])
