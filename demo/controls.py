@@ -67,31 +67,34 @@ def method_picker(label: str = "Method", value: str = "divprune", keep: float = 
     names = [name for name, _ in chains.read_chain(value)]
     first = chains.choose(chains.read_chain(value), names, keep)
     text = chains.write_chain(first)
-    methods = gr.Dropdown(
-        choices(),
-        value=names,
-        multiselect=True,
-        label=label,
-        info="One, or several that work together as a chain.",
-        interactive=True,
-    )
-    about = gr.HTML(_about(first), elem_classes="vtprune-about")
     as_unit, as_share, as_tokens = _budget(chains.budget(first))
-    unit = gr.Radio([("share of the tokens", SHARE), ("number of tokens", NUMBER)], label="Budget as", **as_unit)
     as_share, as_tokens = {"value": keep, **as_share}, {"value": 64, **as_tokens}
-    share = gr.Slider(chains.LEAST, 1, step=0.01, label="Budget: share of the visual tokens that stay", **as_share)
-    tokens = gr.Number(precision=0, minimum=1, label="Budget: visual tokens that stay of each picture", **as_tokens)
+    with gr.Row():
+        with gr.Column(min_width=260):
+            methods = gr.Dropdown(
+                choices(),
+                value=names,
+                multiselect=True,
+                label=label,
+                info="One, or several that work together as a chain.",
+                interactive=True,
+            )
+        with gr.Column(min_width=260):
+            share = gr.Slider(chains.LEAST, 1, step=0.01, label="Budget", **as_share)
+            tokens = gr.Number(precision=0, minimum=1, label="Budget", **as_tokens)
+    about = gr.HTML(_about(first), elem_classes="vtprune-about")
     # What the controls of parameters were drawn from, and how many times they have been; what all controls say.
     drawn, agreed = gr.State((0, text)), gr.State(text)
     with gr.Accordion("Parameters", open=False):
+        unit = gr.Radio([("share of the tokens", SHARE), ("number of tokens", NUMBER)], label="Budget as", **as_unit)
         area = gr.Column()
-    written = gr.Textbox(
-        text,
-        label="Method as the command line writes it",
-        info="Follows the controls, and they follow it.",
-        max_length=chains.LONGEST,
-        elem_classes="vtprune-written",
-    )
+        written = gr.Textbox(
+            text,
+            label="Method as the command line writes it",
+            info="Follows the controls, and they follow it.",
+            max_length=chains.LONGEST,
+            elem_classes="vtprune-written",
+        )
     wrong = gr.HTML(elem_classes="vtprune-wrong")
     refused = gr.HTML(elem_classes="vtprune-refused")
     budget = [unit, share, tokens]
@@ -168,8 +171,16 @@ def _budget(shown: chains.Shown) -> tuple[dict[str, Any], dict[str, Any], dict[s
     """Properties of the controls of the budget: how it is given, as a share, as a number."""
     active, number = shown.place is not None, isinstance(shown.keep, int)
     unit: dict[str, Any] = {"value": NUMBER if number else SHARE, "interactive": active}
-    share: dict[str, Any] = {"visible": not number, "interactive": active, "info": shown.note}
-    tokens: dict[str, Any] = {"visible": number, "interactive": active}
+    share: dict[str, Any] = {
+        "visible": not number,
+        "interactive": active,
+        "info": shown.note or "Share of the visual tokens that stay.",
+    }
+    tokens: dict[str, Any] = {
+        "visible": number,
+        "interactive": active,
+        "info": "Visual tokens that stay of each picture.",
+    }
     if shown.keep is not None:
         (tokens if number else share)["value"] = shown.keep
     return unit, share, tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from vtprune.demo.models import Models
@@ -41,10 +42,12 @@ class Setting:
         models: Its models.
         scratch: Folder of its own for uploads and for what it makes; deleted in the end.
         results: Folders of finished `vtprune eval` runs, or folders that hold such.
+        loading: What else than their names the models were loaded with, by argument of `vtprune.models.load_model`.
         limits: How much a visitor may ask for.
     """
 
     models: Models
     scratch: Path
     results: tuple[Path, ...] = ()
+    loading: Mapping[str, str | bool] = dataclasses.field(default_factory=dict)
     limits: Limits = Limits()

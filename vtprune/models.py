@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 _RANDOM = "random:"
+_EXAMPLE = "example:"
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -43,8 +44,19 @@ def shipped_example(name: str | None = None) -> tuple[Path, str]:
     examples = json.loads((folder / "examples.json").read_text())
     chosen = [e for e in examples if name is None or e["file"] == name]
     if not chosen:
-        raise ValueError(f"no shipped example {name!r}; there are {', '.join(e['file'] for e in examples)}.")
+        names = ", ".join(dict.fromkeys(e["file"] for e in examples))
+        raise ValueError(f"no shipped example {name!r}; there are {names}.")
     return folder / chosen[0]["file"], chosen[0]["question"]
+
+
+def example_file(file: Path) -> Path:
+    """The file itself, or the shipped example that `example:NAME` stands for.
+
+    Raises:
+        ValueError: There is no example of that name.
+    """
+    name = str(file)
+    return shipped_example(name.removeprefix(_EXAMPLE))[0] if name.startswith(_EXAMPLE) else file
 
 
 def resolve_model(name: str) -> str:

@@ -12,6 +12,8 @@ from vtprune.evals.pages.tips import Tip
 from vtprune.evals.pages.words import short
 
 _MARGIN = 0.12
+_LEAST = 0.2
+"""Of the largest value: what an axis shows at least."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _draw(sheet: Sheet, point: Point, style: dict[str, Any], tip: Tip) -> None:
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """A little more than what is there, and 0 where it is near."""
+    """A little more than what is there, and 0 where it is near; differences of a hundredth do not fill the picture."""
     low, high = min(values), max(values)
-    room = _MARGIN * ((high - low) or abs(high) or 1)
+    room = max(_MARGIN * (high - low), (_LEAST * abs(high) - (high - low)) / 2) or 1
     return (0 if 0 <= low < 0.4 * high else low - room), high + room

@@ -32,10 +32,17 @@ from vtprune.report import Report
 def run(
     image: Annotated[
         list[Path] | None,
-        typer.Option("--image", "-i", help="Picture; repeat for several. Default: a shipped example."),
+        typer.Option(
+            "--image",
+            "-i",
+            help="Picture; repeat for several. Default: a shipped example; example:scene-2.png is another one.",
+        ),
     ] = None,
     video: Annotated[
-        list[Path] | None, typer.Option("--video", help="Video clip, for families that take videos; may repeat.")
+        list[Path] | None,
+        typer.Option(
+            "--video", help="Video clip, for families that take videos; may repeat. example:clip-1.mp4 is shipped."
+        ),
     ] = None,
     frames: Annotated[
         int | None,
@@ -96,7 +103,7 @@ def run(
     if overlay is not None:
         check_writable(overlay, "--overlay", ".png")
     from vtprune.images import load_image
-    from vtprune.models import load_model, shipped_example
+    from vtprune.models import example_file, load_model, shipped_example
     from vtprune.videos import Video, load_video
 
     with input_errors():
@@ -105,9 +112,9 @@ def run(
             image, prompt = [path], prompt or question
         if prompt is None:
             raise ValueError("--prompt is missing: what is to be asked about the picture or video?")
-        images = [load_image(path) for path in image or []]
+        images = [load_image(example_file(path)) for path in image or []]
         try:
-            videos = [load_video(path, frames=frames, fps=fps) for path in video or []]
+            videos = [load_video(example_file(path), frames=frames, fps=fps) for path in video or []]
         except ImportError as error:
             fail(str(error))
         from vtprune.api import build_chain

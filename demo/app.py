@@ -1,0 +1,98 @@
+"""The page, and the server that shows it."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.themes.utils.fonts import LocalFont
+
+from vtprune.demo.ask import ask_tab
+from vtprune.demo.compare import compare_tab
+from vtprune.demo.endpoints import endpoints
+from vtprune.demo.explore import explore_tab
+from vtprune.demo.panel import question_panel
+from vtprune.demo.setting import Setting
+from vtprune.demo.stops import Stops
+
+TITLE = "vtprune"
+
+
+def build(setting: Setting) -> gr.Blocks:
+    """The page.
+
+    Args:
+        setting: What the demo was started with.
+    """
+    stops = Stops()
+    minutes = setting.limits.upload_minutes
+    with gr.Blocks(
+        title=TITLE,
+        analytics_enabled=False,
+        fill_width=True,
+        delete_cache=(60, 60 * minutes),
+    ) as page:
+        gr.HTML(
+            "<h1>vtprune</h1><p>Vision-language models on fewer visual tokens: what that saves, and what it costs.</p>",
+            elem_id="head",
+        )
+        with gr.Row(elem_id="main"):
+            with gr.Column(scale=1, min_width=300, elem_id="panel"):
+                panel = question_panel(setting)
+            with gr.Column(scale=3, min_width=320), gr.Tabs(elem_id="tabs"):
+                with gr.Tab("Ask", id="ask"):
+                    ask_tab(setting, panel, stops)
+                with gr.Tab("Compare", id="compare"):
+                    compare_tab(setting, panel, stops)
+                with gr.Tab("Explore", id="explore") as tab:
+                    explore_tab(setting, panel, tab)
+        endpoints(setting)
+
+        def leave(request: gr.Request) -> None:
+            stops.leave(str(request.session_hash))
+
+        page.unload(leave)
+    return page
+
+
+def launch(page: gr.Blocks, setting: Setting, **options: Any) -> tuple[Any, str, str]:
+    """Serve the page.
+
+    Args:
+        page: As `build` made it.
+        setting: What it was made from.
+        **options: Further ones of `gradio.Blocks.launch`.
+
+    Returns:
+        As `gradio.Blocks.launch`: application, local address, public address.
+    """
+    limits = setting.limits
+    page.queue(max_size=limits.waiting, default_concurrency_limit=limits.at_once)
+    folder = Path(str(resources.files("vtprune.demo")))
+    return page.launch(
+        theme=_theme(),
+        css_paths=sorted(folder.glob("*.css")),
+        max_file_size=limits.upload_mb * 2**20,
+        ssr_mode=False,
+        show_error=True,
+        quiet=True,
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        footer_links=["api", "settings"],
+        **options,
+    )
+
+
+def _theme() -> gr.themes.Base:
+    # Fonts come with gradio. Of this one the semibold file lacks letters, the bold one is whole.
+    letters = LocalFont("Source Sans Pro", weights=(400, 700))
+    return gr.themes.Default(
+        primary_hue="blue",
+        secondary_hue="blue",
+        neutral_hue="slate",
+        radius_size="sm",
+        font=(letters, "ui-sans-serif", "system-ui", "sans-serif"),
+    )

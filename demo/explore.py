@@ -1,0 +1,146 @@
+"""The tab where sliders move the tokens that are kept, at once: one prefill for each change, and nothing decoded."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import gradio as gr
+
+from vtprune.demo.asking import select
+from vtprune.demo.bars import draw_bars, saved
+from vtprune.demo.chosen import read_chosen
+from vtprune.demo.controls import offered
+from vtprune.demo.drawing import draw_kept
+from vtprune.demo.media import Question
+from vtprune.demo.messages import told
+from vtprune.demo.panel import CLIP, Panel, read_panel
+from vtprune.demo.setting import Setting
+from vtprune.demo.share import ShareBox
+from vtprune.demo.sharing import Request
+from vtprune.integrations import integrate
+from vtprune.methods import get_method
+
+_QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A question made ready for a model; kept from one change to the next.
+
+    Args:
+        asked: What it was made from.
+        question: The question.
+        inputs: What the model is called with.
+    """
+
+    asked: tuple[Any, ...]
+    question: Question
+    inputs: Any
+
+
+def explore_tab(setting: Setting, panel: Panel, tab: gr.Tab) -> None:
+    """Lay out the tab.
+
+    Args:
+        setting: What the demo was started with.
+        panel: What is asked.
+        tab: The tab itself; choosing it draws the first time.
+    """
+    prepared = gr.State(time_to_live=60 * setting.limits.upload_minutes)
+    with gr.Row():
+        method = gr.Dropdown(
+            offered(setting.models.get(setting.models.names[0]), False), value="fastv", label="Method", interactive=True
+        )
+        keep = gr.Slider(
+            0.01,
+            1,
+            value=0.25,
+            step=0.01,
+            label="Budget",
+            info="Share of the visual tokens that stay.",
+            elem_id="explore-keep",
+        )
+        layer = gr.Slider(
+            0,
+            31,
+            value=2,
+            step=1,
+            label="Layer",
+            info="Where a method of one decoder layer acts.",
+            elem_id="explore-layer",
+        )
+    with gr.Row():
+        with gr.Column(min_width=340):
+            overlay = gr.Image(
+                label="Tokens that are kept",
+                show_label=False,
+                format="png",
+                interactive=False,
+                elem_id="explore-overlay",
+                buttons=["download", "fullscreen"],
+                alt_text="the tokens that are kept, on what is asked about",
+            )
+        with gr.Column(min_width=340):
+            bars = gr.HTML(elem_id="explore-bars")
+
+    share = ShareBox("explore")
+
+    def handle(
+        model: str,
+        kind: str,
+        picture: str | None,
+        clip: str | None,
+        question: str,
+        name: str,
+        budget: float,
+        number: int,
+        known: Prepared | None,
+    ) -> dict[Any, Any]:
+        with told():
+            loaded = setting.models.get(model)
+            asked = (model, kind, picture, clip, question)
+            if known is None or known.asked != asked:
+                read = read_panel(kind, picture, clip, question, setting.limits)
+                known = Prepared(asked, read, read.inputs(loaded, 1))
+            last = len(integrate(loaded.model).decoder_layers) - 1
+            takes, number = _takes_layer(name), min(int(number), last)
+            chain = read_chosen(f"{name}:layer={number}" if takes else name, budget)
+            with setting.models.lease(model):
+                report = select(loaded, known.inputs, chain)
+            request = Request(model, setting.loading, known.question, chain, 1, setting.limits.frames)
+            return {
+                overlay: draw_kept(loaded, known.question, report, chain.label),
+                bars: draw_bars(saved(report), chain.label),
+                layer: gr.update(interactive=takes, maximum=last, value=number),
+                prepared: known,
+                **share.show(request.python(), request.command(), report.to_dict()),
+            }
+
+    def choices(model: str, kind: str, name: str) -> Any:
+        found = offered(setting.models.get(model), kind == CLIP)
+        return gr.update(choices=found, value=name)
+
+    gr.on(
+        [tab.select, panel.model.change, panel.kind.change],
+        choices,
+        [panel.model, panel.kind, method],
+        method,
+        queue=False,
+        **_QUIET,
+    )
+    controls = [method, keep, layer]
+    asked = [panel.model, panel.picture, panel.clip, panel.question]
+    gr.on(
+        [tab.select, *(control.change for control in [*controls, *asked])],
+        handle,
+        [*panel.fields, *controls, prepared],
+        [overlay, bars, layer, prepared, *share.fields],
+        trigger_mode="always_last",
+        concurrency_id="model",
+        **_QUIET,
+    )
+
+
+def _takes_layer(name: str) -> bool:
+    return any(field.name == "layer" for field in dataclasses.fields(get_method(name)))  # type: ignore[arg-type]

@@ -1,0 +1,107 @@
+"""What is asked about: model, picture or clip, and question; shared by the tabs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import gradio as gr
+
+from vtprune.demo.examples import examples
+from vtprune.demo.media import Question, read_question
+from vtprune.demo.setting import Limits, Setting
+from vtprune.demo.uploads import Clip, Picture
+from vtprune.videos import load_video
+
+PICTURE, CLIP = "Picture", "Clip"
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """Its fields."""
+
+    model: gr.Dropdown
+    kind: gr.Radio
+    picture: Picture
+    clip: Clip
+    question: gr.Dropdown
+
+    @property
+    def fields(self) -> list[Any]:
+        """What handlers are given, in this order."""
+        return [self.model, self.kind, self.picture, self.clip, self.question]
+
+
+def question_panel(setting: Setting) -> Panel:
+    """Lay out the fields; with an example filled in, so that the first click shows something."""
+    first = examples()[0]
+    model = gr.Dropdown(
+        setting.models.names, value=setting.models.names[0], label="Model", interactive=True, filterable=False
+    )
+    kind = gr.Radio([PICTURE, CLIP], value=PICTURE, label="Ask about a")
+    picture = Picture(
+        str(first.file),
+        label="Picture",
+        sources=["upload", "webcam", "clipboard"],
+        type="filepath",
+        image_mode=None,
+        height=260,
+        buttons=["fullscreen"],
+        alt_text="the picture that is asked about",
+    )
+    clip = Clip(label="Clip", sources=["upload", "webcam"], height=260, visible=False, buttons=[])
+    question = gr.Dropdown(
+        list(first.questions),
+        value=first.questions[0],
+        label="Question",
+        info="Type one, or pick one.",
+        allow_custom_value=True,
+        interactive=True,
+        max_choices=None,
+    )
+    shown = gr.Gallery(
+        [_thumbnail(one) for one in examples()],
+        label="Examples",
+        columns=4,
+        height="auto",
+        allow_preview=False,
+        object_fit="cover",
+        interactive=False,
+        buttons=[],
+        elem_id="examples",
+        format="png",
+    )
+    panel = Panel(model, kind, picture, clip, question)
+    kind.change(_show_kind, kind, [picture, clip], api_visibility="private", show_progress="hidden")
+    shown.select(_pick, None, [kind, picture, clip, question], api_visibility="private", show_progress="hidden")
+    return panel
+
+
+def read_panel(kind: str, picture: str | None, clip: str | None, question: str, limits: Limits) -> Question:
+    """What is asked: of picture and clip only the one that is in sight.
+
+    Raises:
+        ValueError: As `vtprune.demo.media.read_question`.
+    """
+    return read_question(question, *((None, clip) if kind == CLIP else (picture, None)), limits)
+
+
+def _thumbnail(example: Any) -> Any:
+    if not example.is_video:
+        return str(example.file)
+    from PIL import Image
+
+    return Image.fromarray(load_video(example.file, frames=2).frames[-1])
+
+
+def _show_kind(kind: str) -> tuple[Any, Any]:
+    return gr.update(visible=kind == PICTURE), gr.update(visible=kind == CLIP)
+
+
+def _pick(event: gr.SelectData) -> tuple[Any, Any, Any, Any]:
+    example = examples()[event.index]
+    file, other = gr.update(value=str(example.file), visible=True), gr.update(visible=False)
+    question = gr.update(choices=list(example.questions), value=example.questions[0])
+    if example.is_video:
+        return CLIP, other, file, question
+    return PICTURE, file, other, question

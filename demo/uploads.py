@@ -1,0 +1,37 @@
+"""Fields for a picture and for a clip, which hand on the file as it was uploaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio_client.utils import is_http_url_like
+
+
+class _Uploaded:
+    """Takes uploads only, and leaves reading them to us: gradio would open them first, and fail on its own terms."""
+
+    def preprocess(self, payload: Any) -> str | None:
+        return None if payload is None else payload.path
+
+    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
+        if url_or_file_path is not None and is_http_url_like(str(url_or_file_path)):
+            raise gr.Error("Give a file, not an address: this server fetches nothing.", print_exception=False)
+        return await super().async_move_resource_to_block_cache(url_or_file_path)  # type: ignore[misc]
+
+
+class Picture(_Uploaded, gr.Image):
+    """A picture: uploaded, pasted or taken."""
+
+    def get_block_name(self) -> str:
+        """The name of the parts of the page that show it."""
+        return "image"
+
+
+class Clip(_Uploaded, gr.Video):
+    """A clip: uploaded or taken."""
+
+    def get_block_name(self) -> str:
+        """The name of the parts of the page that show it."""
+        return "video"

@@ -1,0 +1,104 @@
+"""`vtprune demo`: speed and quality in a browser."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from vtprune.cli.common import Attention, Device, Dtype, TrustRemoteCode, app, check_extras, fail, input_errors
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A shipped model, a folder, a Hub id or random:NAME; may repeat. Default: all shipped models.",
+        ),
+    ] = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option("--results", help="Folder of a finished evaluation, or one that holds several; may repeat."),
+    ] = None,
+    host: Annotated[str, typer.Option("--host", help="Address to serve on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="Default: the first free one from 7860 on.")
+    ] = None,
+    share: Annotated[bool, typer.Option("--share", help="Also make a public link, through gradio's servers.")] = False,
+    browser: Annotated[bool, typer.Option("--browser", help="Open the page in a browser.")] = False,
+    upload_mb: Annotated[int, typer.Option("--upload-mb", min=1, help="Largest upload, in megabytes.")] = 64,
+    at_once: Annotated[
+        int,
+        typer.Option("--at-once", min=1, help="Requests that are worked on at once; others wait in a queue."),
+    ] = 4,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attention: Attention = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Ask, compare, explore and evaluate in a browser, with the shipped models or your own.
+
+    The page reads uploads and shipped examples only, and deletes uploads after half an hour. Models are those given
+    here, and no others. One request at a time computes, so that its times are its own.
+    """
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        fail(f"the demo needs {error.name}, which is not installed: pip install 'vtprune[demo]'.")
+    check_extras()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory(prefix="vtprune-demo-") as scratch:
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(scratch) / "uploads")
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        from vtprune.demo.app import build, launch
+        from vtprune.demo.models import Models
+        from vtprune.demo.setting import Limits, Setting
+        from vtprune.models import load_model, shipped_models
+
+        given = {"device": device, "dtype": dtype, "attention": attention, "trust_remote_code": trust_remote_code}
+        loading = {name: value for name, value in given.items() if value not in ("auto", None, False)}
+        with input_errors():
+            for folder in results or []:
+                if not folder.is_dir():
+                    raise ValueError(f"--results {str(folder)!r} is no folder.")
+            loaded = [load_model(name, **loading) for name in model or _shipped(shipped_models())]  # type: ignore[arg-type]
+            setting = Setting(
+                Models(loaded),
+                Path(scratch),
+                tuple(results or ()),
+                loading,  # type: ignore[arg-type]
+                Limits(upload_mb=upload_mb, at_once=at_once),
+            )
+            page = build(setting)
+        try:
+            _, local, public = launch(
+                page,
+                setting,
+                server_name=host,
+                server_port=port,
+                share=share,
+                inbrowser=browser,
+                prevent_thread_lock=True,
+            )
+        except OSError as error:
+            fail(f"cannot serve on {host}{f', port {port}' if port else ''}: {error}")
+        console = Console(highlight=False)
+        console.print(f"vtprune demo: {public or local} (Ctrl-C ends it)", markup=False, soft_wrap=True)
+        try:
+            page.block_thread()
+        finally:
+            page.close(verbose=False)
+
+
+def _shipped(names: list[str]) -> list[str]:
+    """Shipped models, first the one that is the default elsewhere."""
+    return sorted(names, key=lambda name: name != "tiny-llava")
