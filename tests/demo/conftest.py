@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.demo.serving import serve
 from vtprune.demo.chosen import read_chosen
 from vtprune.demo.media import read_question
 from vtprune.demo.models import Models
@@ -24,6 +25,13 @@ def llava(models):
 @pytest.fixture
 def setting(models, tmp_path):
     return Setting(models, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def served(models, tmp_path_factory):
+    """The page on a free port, for all tests that leave it as it is: `url`, `page`, `setting`, `uploads`."""
+    with serve(models, tmp_path_factory.mktemp("demo")) as one:
+        yield one
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,55 @@
+"""The page, served from within a test on a free port."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+from vtprune.demo.app import build, launch
+from vtprune.demo.models import Models
+from vtprune.demo.setting import Limits, Setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A page that is being served.
+
+    Args:
+        url: Where, with a slash at its end.
+        page: The page.
+        setting: What it was made from.
+        uploads: Folder for what visitors send and are sent.
+    """
+
+    url: str
+    page: gr.Blocks
+    setting: Setting
+    uploads: Path
+
+
+@contextlib.contextmanager
+def serve(
+    models: Models, scratch: Path, limits: Limits | None = None, results: tuple[Path, ...] = ()
+) -> Iterator[Served]:
+    """Serve the page as `vtprune demo` does; only one may be served at a time.
+
+    Args:
+        models: The models.
+        scratch: An empty folder.
+        limits: How much a visitor may ask for.
+        results: Folders of evaluations.
+    """
+    setting, uploads = Setting(models, scratch, results, limits=limits or Limits()), scratch / "uploads"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(uploads))
+        page = build(setting)
+        _, url, _ = launch(page, setting, server_name="127.0.0.1", prevent_thread_lock=True)
+        try:
+            yield Served(url, page, setting, uploads)
+        finally:
+            page.close(verbose=False)
