@@ -8,16 +8,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vtprune.overlay import LONGEST, MOST_PANELS, draw_overlay, draw_overlays, draw_video_overlay
-from vtprune.report import MapReport, PictureReport
+from vtprune.overlay import (
+    MOST_FRAMES,
+    MOST_PANELS,
+    STEP,
+    STEP_FRAME,
+    draw_overlay,
+    draw_overlays,
+    draw_report,
+    draw_steps,
+    draw_video_overlay,
+    step_panels,
+)
+from vtprune.painting import LONGEST
+from vtprune.report import MapReport, PictureReport, PlaceReport, Report, StepReport
 from vtprune.videos import Video
 
 
-def report(kept, rows=4, columns=4, owner=None, frames=1):
+def report(kept, rows=4, columns=4, owner=None, frames=1, steps=()):
     tokens = tuple(range(frames * rows * columns))
     kind = "video" if frames > 1 else "image"
     maps = (MapReport("picture", (frames, rows, columns), tokens),)
-    return PictureReport(0, 0, kind, len(tokens), maps, tokens, tuple(kept), owner)
+    return PictureReport(0, 0, kind, len(tokens), maps, tokens, tuple(kept), owner, steps=steps)
 
 
 def is_coloured(overlay, x, y):
@@ -160,6 +172,92 @@ def test_a_clip_beside_a_picture():
     assert sheet.width > 3 * 480
 
 
+PAIRS = tuple(token // 2 * 2 for token in range(16))  # neighbours of a 4 x 4 grid
+HELD = tuple(0.5 if token < 8 else 0.0 for token in range(16))
+CHAIN = (
+    StepReport("encoder layer 0 to 4", "tome", 16, 8, tuple(range(0, 16, 2)), PAIRS),
+    StepReport("decoder layer 2", "fastv", 8, 4, (0, 6, 8, 14), PAIRS),
+    StepReport("decoder cache 0 to 5", "snapkv", 4, 1, (0, 6, 8, 14), PAIRS, HELD),
+)
+
+
+def chained(steps=CHAIN):
+    return report([0, 6, 8, 14], owner=PAIRS, steps=steps)
+
+
+def test_steps_of_a_chain():
+    """All cells first, then those that each place left, groups together; at the cache as bright as they are held."""
+    blue = Image.new("RGB", (480, 480), (40, 90, 250))
+    found = step_panels(blue, chained())
+    assert [said.split("\n")[0] for _, said in found] == [
+        "before",
+        "1. encoder layer 0 to 4: tome",
+        "2. decoder layer 2: fastv",
+        "3. decoder cache 0 to 5: snapkv",
+    ]
+    assert [said.split("\n")[1] for _, said in found] == [
+        "16 visual tokens",
+        "16 -> 8 tokens",
+        "8 -> 4 tokens",
+        "4 -> 1 tokens per layer and head",
+    ]
+    left = [0, 1, 6, 7, 8, 9, 14, 15]
+    assert [coloured_cells(drawn, STEP, STEP) for drawn, _ in found[:3]] == [list(range(16))] * 2 + [left]
+    cached, whole = found[3][0], found[2][0]
+    middle = STEP // 8
+    grey = cached.getpixel((middle, 5 * middle))
+    assert max(grey) - min(grey) < 40  # stands, but no cache holds it
+    assert grey[2] < cached.getpixel((middle, middle))[2] < whole.getpixel((middle, middle))[2]
+    assert found[1][0].getpixel((2 * middle, middle)) != (255, 255, 255)  # within a group
+    assert found[1][0].getpixel((4 * middle, middle)) == (255, 255, 255)  # between two
+
+
+def test_hidden_tokens_are_dark():
+    """They are there, but nobody sees them."""
+    seen = (1.0,) * 4 + (0.0,) * 12
+    step = StepReport("decoder layer 2", "fastv", 16, 16, tuple(range(16)), None, seen)
+    drawn, said = step_panels(Image.new("RGB", (480, 480), (40, 90, 250)), report(range(16), steps=(step,)))[1]
+    assert coloured_cells(drawn, STEP, STEP) == [0, 1, 2, 3]
+    assert said.endswith("12 of 16 tokens hidden")
+
+
+def test_steps_in_lines():
+    """As many panels in a line as fit, and about equally many in each."""
+    blue = Image.new("RGB", (480, 480), (40, 90, 250))
+    sizes = [draw_steps(blue, chained(CHAIN[:1] * count)).size for count in (1, 3, 4)]
+    assert [round(width / STEP) for width, _ in sizes] == [2, 4, 3]
+    assert sizes[2][1] > 2 * STEP > sizes[1][1]
+
+
+def test_steps_of_a_video():
+    """A line of a few frames for every step."""
+    frames = 2 * MOST_FRAMES
+    step = StepReport("encoder output", "random", frames, 2, (0, 5))
+    maps = (MapReport("video", (frames, 2, 2), tuple(range(4 * frames))),)
+    picture = PictureReport(0, 0, "video", 4 * frames, maps, (0, 5), (0, 5), steps=(step,))
+    found = step_panels(clip(frames), picture)
+    assert [drawn.width for drawn, _ in found] == [MOST_FRAMES * (STEP_FRAME + 8) - 8] * 2
+    assert all(said.endswith(f"; {MOST_FRAMES} of {frames} frames shown") for _, said in found)
+    assert coloured_cells(found[1][0], STEP_FRAME, STEP_FRAME, 2, 2) == [0]
+    assert draw_steps(clip(frames), picture).height > 2 * STEP_FRAME
+
+
+def whole_report(picture):
+    places = tuple(PlaceReport(step.method, "encoder output", None, 16, 4) for step in picture.steps)
+    return Report(("divprune",), 16, 4, 10, 5, None, None, places, (picture,))
+
+
+def test_one_step_is_told_by_the_overlay():
+    blue = Image.new("RGB", (480, 480), (40, 90, 250))
+    one = chained((StepReport("encoder output", "divprune", 16, 4, (0, 6, 8, 14)),))
+    overlay = draw_overlays([blue], [one], "divprune")
+    assert np.array_equal(draw_report([blue], whole_report(one)), overlay)
+    for more in (CHAIN[:2], CHAIN[2:]):  # several places; the cache, of which the overlay says nothing
+        sheet = draw_report([blue], whole_report(chained(more)))
+        assert sheet.height > overlay.height + STEP
+        assert np.array_equal(np.asarray(sheet)[:480, :480], np.asarray(overlay)[:480])
+
+
 def test_refusals():
     picture = Image.new("RGB", (10, 10))
     with pytest.raises(ValueError, match="draw_video_overlay"):
@@ -174,3 +272,7 @@ def test_refusals():
         draw_video_overlay(clip(2), report([0], frames=3))
     with pytest.raises(ValueError, match="region"):
         draw_video_overlay(clip(2), report([0], frames=2), region=(5, 0, 5, 10))
+    with pytest.raises(ValueError, match="about a video, got Image"):
+        step_panels(picture, report([0], frames=2))
+    with pytest.raises(ValueError, match="about a picture, got Video"):
+        draw_steps(clip(2), report([0]))

@@ -80,7 +80,12 @@ def run(
         int, typer.Option("--max-new-tokens", min=1, help="Length of the answer, in tokens.")
     ] = 64,
     overlay: Annotated[
-        Path | None, typer.Option("--overlay", "-o", help="Write a picture of the kept tokens to this PNG file.")
+        Path | None,
+        typer.Option(
+            "--overlay",
+            "-o",
+            help="Write a picture of the kept tokens to this PNG file; of a chain, also of what every place left.",
+        ),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -135,12 +140,12 @@ def run(
         result = compare(loaded, images, prompt, chain, max_new_tokens=max_new_tokens, videos=videos)
     if overlay is not None:
         from vtprune.inputs import in_prompt_order
-        from vtprune.overlay import draw_overlays
+        from vtprune.overlay import draw_report
         from vtprune.run import seen_region
 
         shown = in_prompt_order(loaded.processor, prompt, images, videos)
         regions = [seen_region(loaded.processor, one.size, video=isinstance(one, Video)) for one in shown]
-        sheet = draw_overlays(shown, result.report.pictures, " + ".join(result.report.methods), regions)
+        sheet = draw_report(shown, result.report, regions)
         try:
             overlay.parent.mkdir(parents=True, exist_ok=True)
             sheet.save(overlay, format="PNG")
