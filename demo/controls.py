@@ -82,7 +82,7 @@ def method_picker(label: str = "Method", value: str = "divprune", keep: float = 
         with gr.Column(min_width=260):
             share = gr.Slider(chains.LEAST, 1, step=0.01, label="Budget", **as_share)
             tokens = gr.Number(precision=0, minimum=1, label="Budget", **as_tokens)
-    about = gr.HTML(_about(first), elem_classes="vtprune-about")
+    about = gr.HTML(_about(first), elem_classes="vtprune-about", apply_default_css=False)
     # What the controls of parameters were drawn from, and how many times they have been; what all controls say.
     drawn, agreed = gr.State((0, text)), gr.State(text)
     with gr.Accordion("Parameters", open=False):
@@ -95,8 +95,8 @@ def method_picker(label: str = "Method", value: str = "divprune", keep: float = 
             max_length=chains.LONGEST,
             elem_classes="vtprune-written",
         )
-    wrong = gr.HTML(elem_classes="vtprune-wrong")
-    refused = gr.HTML(elem_classes="vtprune-refused")
+    wrong = gr.HTML(elem_classes="vtprune-wrong", apply_default_css=False)
+    refused = gr.HTML(elem_classes="vtprune-refused", apply_default_css=False)
     budget = [unit, share, tokens]
 
     def chosen(names: list[str], before: str, drawn: tuple[int, str], *budget: Any) -> tuple[Any, ...]:
@@ -110,12 +110,12 @@ def method_picker(label: str = "Method", value: str = "divprune", keep: float = 
     def agree(text: str, drawn: tuple[int, str]) -> tuple[Any, ...]:
         chain = chains.parse_chain(text) if text else []
         props = [gr.update(**one) for one in _budget(chains.budget(chain))]
-        return [name for name, _ in chain], _about(chain), *props, (drawn[0] + 1, text), text, text, _wrong(text)
+        return [name for name, _ in chain], _about(chain), *props, (drawn[0] + 1, text), text, text
 
-    synced = [methods, about, *budget, drawn, agreed, written, wrong]
+    synced = [methods, about, *budget, drawn, agreed, written]
     methods.input(chosen, [methods, agreed, drawn, *budget], synced, **_QUEUED)
     gr.on([written.submit, written.blur], edited, [written, agreed, drawn], synced, **_QUEUED)
-    written.input(_wrong, written, wrong, trigger_mode="always_last", **_AT_ONCE)
+    written.change(_wrong, written, wrong, trigger_mode="always_last", **_AT_ONCE)
     unit.input(_visible, unit, [share, tokens], **_AT_ONCE)
 
     with area:
@@ -126,18 +126,18 @@ def method_picker(label: str = "Method", value: str = "divprune", keep: float = 
             place = chains.budget(chain).place
             controls = _draw(chain, place)
 
-            def say(unit: str, share: float, tokens: int | None, *values: Any) -> tuple[str, str, str]:
+            def say(unit: str, share: float, tokens: int | None, *values: Any) -> tuple[str, str]:
                 said = chains.set_values(
                     chain, {key: parameter.read(x) for (key, parameter, _), x in zip(controls, values, strict=True)}
                 )
                 if place is not None:
                     said = chains.set_budget(said, place, _keep(unit, share, tokens))
                 text = chains.write_chain(said)
-                return text, text, _wrong(text)
+                return text, text
 
             parts = [*budget, *(control for _, _, control in controls)]
-            outputs = [written, agreed, wrong]
-            gr.on([part.input for part in parts], say, parts, outputs, trigger_mode="always_last", **_AT_ONCE)
+            changed = [_edit(part) for part in parts]
+            gr.on(changed, say, parts, [written, agreed], trigger_mode="always_last", **_AT_ONCE)
 
     return MethodPicker(methods, share, written, refused)
 
@@ -195,7 +195,7 @@ def _draw(chain: chains.Chain, place: int | None) -> list[tuple[tuple[int, str],
     controls = []
     for at, (name, given) in enumerate(chain):
         shown = [x for x in parameters(name).values() if x.name != "keep" or at != place]
-        gr.HTML(f"<h4>{escape(name)}</h4>" + ("" if shown else "<p>It has no further parameters.</p>"))
+        gr.HTML(f"<h4>{escape(name)}{'' if shown else ' has no further parameters'}</h4>", apply_default_css=False)
         with gr.Row(elem_classes="vtprune-parameters"):
             for parameter in shown:
                 value = parameter.show(given.get(parameter.name, parameter.default))
@@ -221,6 +221,11 @@ def _control(parameter: Parameter, value: Any) -> Any:
             return gr.Number(
                 value, placeholder=str(parameter.default), precision=0 if kind == "whole" else None, **said
             )
+
+
+def _edit(control: Any) -> Any:
+    """The event of a visitor's change; a text box tells of keys only as such, and not of what is pasted or deleted."""
+    return control.change if isinstance(control, gr.Textbox) else control.input
 
 
 def _about(chain: chains.Chain) -> str:

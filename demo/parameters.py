@@ -28,7 +28,7 @@ class Parameter:
         about: What it means.
         default: Its value if none is given.
         kind: What control suits it. That of a "text" holds a value as the command line writes it, and is empty at the
-            default; so is that of a number whose default is None.
+            default.
         choices: With "choice", the values that it takes, as the command line writes them.
         files: Whether a text would be taken for the name of a file.
     """
@@ -67,7 +67,7 @@ def parameters(method: str) -> dict[str, Parameter]:
     found = {}
     for name, default in said["parameters"].items():
         choices = tuple(map(write_value, said["choices"].get(name, ())))
-        kind, files = _kind(allowed[name], default, bool(choices))
+        kind, files = _kind(allowed[name], bool(choices))
         if kind:
             about = said["about_parameters"].get(name, "")
             found[name] = Parameter(name, about, default, kind, choices if kind == "choice" else (), files)
@@ -79,7 +79,7 @@ def same(one: Any, other: Any) -> bool:
     return repr(one) == repr(other)
 
 
-def _kind(allowed: tuple[Any, ...], default: Any, chosen: bool) -> tuple[Kind | None, bool]:
+def _kind(allowed: tuple[Any, ...], chosen: bool) -> tuple[Kind | None, bool]:
     """The kind of control, if the parameter can be written at all, and whether a text would name a file."""
     members = [x for x in allowed if x is not types.NoneType and typing.get_origin(x) is not Literal]
     written = [x for x in members if x is str or x in _PLAIN or typing.get_origin(x) in _LISTS]
@@ -87,8 +87,6 @@ def _kind(allowed: tuple[Any, ...], default: Any, chosen: bool) -> tuple[Kind | 
         return "choice", False
     if members and not written:
         return None, False
-    if len(members) == 1 and members[0] in _PLAIN:
-        kind = _PLAIN[members[0]]
-        if types.NoneType not in allowed or (default is None and kind != "flag"):
-            return kind, False
+    if len(allowed) == 1 and members[0] in _PLAIN:
+        return _PLAIN[members[0]], False
     return "text", str in members or not members

@@ -12,9 +12,9 @@ from vtprune.methods import build_method, get_method, method_names
 
 KINDS = {
     "fastv": {"layer": "whole", "keep": "text", "hide": "flag", "seed": "whole", "positions": "choice"},
-    "sparsevlm": {"version": "choice", "layers": "text", "rank_scale": "number", "merge": "whole", "heads": "text"},
+    "sparsevlm": {"version": "choice", "layers": "text", "rank_scale": "text", "merge": "whole", "heads": "text"},
     "tokenselect": {"reuse": "text", "scaled": "flag", "heads": "choice"},
-    "corematching": {"elbow": "choice", "layer": "whole", "neuron_layers": "text"},
+    "corematching": {"elbow": "choice", "layer": "text", "neuron_layers": "text"},
     "gsearch": {"schedule": "text", "score": "choice"},
 }
 
@@ -66,7 +66,7 @@ def test_awkward_values_survive_a_text_box(value):
 
 @pytest.mark.parametrize(
     ("kind", "default", "shown", "value"),
-    [("whole", None, None, None), ("number", 1.0, 2, 2.0), ("flag", True, False, False), ("text", (1,), "", (1,))],
+    [("whole", 3, None, 3), ("number", 1.0, 2, 2.0), ("flag", True, False, False), ("text", (1,), "", (1,))],
 )
 def test_what_a_control_holds(kind, default, shown, value):
     assert repr(Parameter("x", "", default, kind).read(shown)) == repr(value)
