@@ -13,6 +13,7 @@ from vtprune.demo.ask import ask_tab
 from vtprune.demo.compare import compare_tab
 from vtprune.demo.endpoints import endpoints
 from vtprune.demo.explore import explore_tab
+from vtprune.demo.methods import methods_tab
 from vtprune.demo.panel import question_panel
 from vtprune.demo.setting import Setting
 from vtprune.demo.stops import Stops
@@ -48,6 +49,8 @@ def build(setting: Setting) -> gr.Blocks:
                     compare_tab(setting, panel, stops)
                 with gr.Tab("Explore", id="explore") as tab:
                     explore_tab(setting, panel, tab)
+                with gr.Tab("Methods", id="methods"):
+                    methods_tab(setting)
         endpoints(setting)
 
         def leave(request: gr.Request) -> None:
@@ -95,4 +98,4 @@ def _theme() -> gr.themes.Base:
         neutral_hue="slate",
         radius_size="sm",
         font=(letters, "ui-sans-serif", "system-ui", "sans-serif"),
-    )
+    ).set(body_text_color_subdued="*neutral_500", block_info_text_color="*neutral_500")  # dark enough to be read

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from vtprune.demo.catalogue import catalogue
-from vtprune.describe import describe_lines
+from vtprune.describe import LETTERS, describe_lines
 from vtprune.methods.base import Place
 
 ANY = ""
@@ -45,8 +45,9 @@ def matching(search: str = "", place: str = ANY, kind: str = ANY) -> list[str]:
 
 
 def cards() -> str:
-    """The cards of all methods."""
-    return f'<div class="vtprune-cards">{"".join(map(_card, catalogue().values()))}</div>'
+    """The cards of all methods, and what the letters in their costs stand for."""
+    letters = _details("What the letters in costs stand for", _list(LETTERS.items()))
+    return f'<div class="vtprune-cards">{letters}{"".join(map(_card, catalogue().values()))}</div>'
 
 
 def only(names: Sequence[str]) -> str:

@@ -82,7 +82,7 @@ def method_picker(label: str = "Method", value: str = "divprune", keep: float = 
         with gr.Column(min_width=260):
             share = gr.Slider(chains.LEAST, 1, step=0.01, label="Budget", **as_share)
             tokens = gr.Number(precision=0, minimum=1, label="Budget", **as_tokens)
-    about = gr.HTML(_about(first), elem_classes="vtprune-about", apply_default_css=False)
+    about = gr.HTML(_about(first), elem_classes=["vtprune-flush", "vtprune-about"], apply_default_css=False)
     # What the controls of parameters were drawn from, and how many times they have been; what all controls say.
     drawn, agreed = gr.State((0, text)), gr.State(text)
     with gr.Accordion("Parameters", open=False):
@@ -95,8 +95,8 @@ def method_picker(label: str = "Method", value: str = "divprune", keep: float = 
             max_length=chains.LONGEST,
             elem_classes="vtprune-written",
         )
-    wrong = gr.HTML(elem_classes="vtprune-wrong", apply_default_css=False)
-    refused = gr.HTML(elem_classes="vtprune-refused", apply_default_css=False)
+    wrong = gr.HTML(elem_classes=["vtprune-flush", "vtprune-wrong"], apply_default_css=False)
+    refused = gr.HTML(elem_classes=["vtprune-flush", "vtprune-refused"], apply_default_css=False)
     budget = [unit, share, tokens]
 
     def chosen(names: list[str], before: str, drawn: tuple[int, str], *budget: Any) -> tuple[Any, ...]:
@@ -195,7 +195,9 @@ def _draw(chain: chains.Chain, place: int | None) -> list[tuple[tuple[int, str],
     controls = []
     for at, (name, given) in enumerate(chain):
         shown = [x for x in parameters(name).values() if x.name != "keep" or at != place]
-        gr.HTML(f"<h4>{escape(name)}{'' if shown else ' has no further parameters'}</h4>", apply_default_css=False)
+        if len(chain) > 1 or not shown:
+            head = f"<h4>{escape(name)}{'' if shown else ' has no further parameters'}</h4>"
+            gr.HTML(head, elem_classes=["vtprune-flush", "vtprune-head"], apply_default_css=False)
         with gr.Row(elem_classes="vtprune-parameters"):
             for parameter in shown:
                 value = parameter.show(given.get(parameter.name, parameter.default))

@@ -27,11 +27,13 @@ def methods_tab(setting: Setting) -> None:
         setting: What the demo was started with.
     """
     with gr.Row():
-        search = gr.Textbox(label="Search", placeholder="a name, a word, a paper", scale=2, max_length=200)
+        search = gr.Textbox(
+            label="Search", placeholder="a name, a word, a paper", scale=2, min_width=240, max_length=200
+        )
         place = gr.Dropdown([("anywhere", cards.ANY), *cards.places()], value=cards.ANY, label="Place")
         kind = gr.Dropdown([("any", cards.ANY), *cards.kinds()], value=cards.ANY, label="Kind")
-    count = gr.HTML(cards.only(cards.matching()), apply_default_css=False)
-    gr.HTML(cards.cards(), js_on_load=_COPY, apply_default_css=False)
+    count = gr.HTML(cards.only(cards.matching()), elem_classes="vtprune-flush", apply_default_css=False)
+    gr.HTML(cards.cards(), elem_classes="vtprune-flush", js_on_load=_COPY, apply_default_css=False)
     gr.on(
         [search.change, place.input, kind.input],
         lambda *asked: cards.only(cards.matching(*asked)),

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import gradio as gr
-import pytest
 
 from vtprune.demo.catalogue import catalogue, offered, refusals
 from vtprune.demo.controls import method_list, method_picker
-from vtprune.models import Loaded, load_model
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Loaded:
-    return load_model("tiny-llava", device="cpu")
 
 
 def test_a_picker_starts_with_a_method_and_a_budget():
@@ -41,21 +34,43 @@ def test_every_control_has_a_label_and_nothing_is_called_from_outside():
     assert {x["api_visibility"] for x in page.config["dependencies"]} <= {"private", "undocumented"}
 
 
-def test_methods_that_do_not_suit_a_model_come_last_and_say_why(tiny):
-    reasons = refusals(tiny, video=False)
+def test_methods_that_do_not_suit_a_model_come_last_and_say_why(llava):
+    reasons = refusals(llava, video=False)
     assert set(reasons) == {"dyvte", "evs", "holitom", "quota"}
     assert "clips" in reasons["evs"]
     assert "weights" in reasons["dyvte"]
-    listed = offered(tiny, video=False)
+    listed = offered(llava, video=False)
     assert {name for _, name in listed[-4:]} == set(reasons)
     assert all(label.endswith("(not here)") == (name in reasons) for label, name in listed)
-    assert set(refusals(tiny, video=True)) == set(catalogue()), "tiny-llava takes no clips"
+    assert set(refusals(llava, video=True)) == set(catalogue()), "tiny-llava takes no clips"
 
 
-def test_fitting_a_picker_to_a_model(tiny):
+def test_fitting_a_picker_to_a_model(llava):
     with gr.Blocks(analytics_enabled=False):
         picker = method_picker()
-    methods, note = picker.fit(tiny, video=False)
-    assert [choice[1] for choice in methods.choices] == [name for _, name in offered(tiny, False)]
+    methods, note = picker.fit(llava, video=False)
+    assert [choice[1] for choice in methods.choices] == [name for _, name in offered(llava, False)]
     assert "4 methods do not work here" in note
     assert len(picker.fitted) == 2
+
+
+def test_a_visitor_puts_a_chain_together():
+    """The events of the page, as the browser sends them."""
+    with gr.Blocks(analytics_enabled=False) as page:
+        method_picker()
+    chosen, edited = (one.fn for one in page.fns.values() if len(one.outputs) == 8)
+    unit, share, tokens = "share", 0.5, 64
+    names, about, _, slider, _, drawn, agreed, written = chosen(
+        ["fastv"], "divprune:keep=0.25", (0, ""), unit, share, tokens
+    )
+    assert (names, drawn, agreed, written) == (["fastv"], (1, "fastv:keep=0.5"), "fastv:keep=0.5", "fastv:keep=0.5")
+    assert "attended to most" in about
+    assert slider["value"] == 0.5
+    names, _, unit, slider, number, drawn, _, _ = edited("exit+fastv:keep=32", agreed, drawn)
+    assert names == ["exit", "fastv"]
+    assert unit["value"] == "number"
+    assert number["value"] == 32
+    assert not slider["visible"]
+    assert chosen([], agreed, drawn, "share", 0.5, None)[-1] == ""
+    for text in (agreed, "fatsv", ""):
+        assert all(one == gr.skip() for one in edited(text, agreed, drawn)), "nothing is new, or it is wrong"
