@@ -17,6 +17,7 @@ from vtprune.demo.methods import methods_tab
 from vtprune.demo.panel import question_panel
 from vtprune.demo.setting import Setting
 from vtprune.demo.stops import Stops
+from vtprune.demo.tradeoffs import tradeoffs_tab
 
 TITLE = "vtprune"
 
@@ -49,6 +50,8 @@ def build(setting: Setting) -> gr.Blocks:
                     compare_tab(setting, panel, stops)
                 with gr.Tab("Explore", id="explore") as tab:
                     explore_tab(setting, panel, tab)
+                with gr.Tab("Trade-offs", id="tradeoffs"):
+                    tradeoffs_tab(setting, panel.model, stops)
                 with gr.Tab("Methods", id="methods"):
                     methods_tab(setting)
         endpoints(setting)

@@ -21,6 +21,16 @@ _FLAGS = {
 }
 
 
+def flags(loading: Mapping[str, str | bool]) -> list[str]:
+    """How a model is loaded, as words of a command line.
+
+    Args:
+        loading: What else than its name it is loaded with, by argument of `vtprune.models.load_model`.
+    """
+    pairs = [[_FLAGS[name]] if value is True else [_FLAGS[name], str(value)] for name, value in loading.items()]
+    return [word for pair in pairs for word in pair]
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """All that was asked for.
@@ -53,9 +63,7 @@ class Request:
         if self.chain.keep is not None:
             words += ["--keep", str(self.chain.keep)]
         words += ["--max-new-tokens", str(self.new_tokens)]
-        for name, value in self.loading.items():
-            words += [_FLAGS[name]] if value is True else [_FLAGS[name], str(value)]
-        return shlex.join(words)
+        return shlex.join([*words, *flags(self.loading)])
 
     imports: ClassVar[str] = "import vtprune.images, vtprune.models, vtprune.run, vtprune.videos"
 

@@ -79,7 +79,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     for place, path in enumerate(paths):
         if path in paths[:place]:
             raise ValueError(f"{str(folders[place])!r} is given twice; give every run once.")
-    runs = list(zip(_names(paths), map(read_run, folders), strict=True))
+    runs = list(zip(short_names(paths), map(read_run, folders), strict=True))
     together: dict[str, list[tuple[str, Run]]] = {}
     for name, run in runs:
         together.setdefault(json.dumps(_questions(run), sort_keys=True), []).append((name, run))
@@ -89,8 +89,12 @@ def compare(folders: Sequence[Path]) -> Comparison:
     return Comparison(sections, tuple(_between(sections)))
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """As many of the last parts of each path as tell them apart."""
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """As many of the last parts of each path as tell them apart.
+
+    Args:
+        paths: At least one, all different.
+    """
     for parts in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join(path.parts[-parts:]) for path in paths]
         if len(set(names)) == len(names):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtprune.evals.pages.lines import VIEWS, Panel
 from vtprune.evals.pages.plots import NAMES, draw_panel
+from vtprune.evals.pages.tables import Table
 from vtprune.evals.table import write_whole
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -24,19 +28,18 @@ def render(template: str, out: Path, **content: Any) -> Path:
     Raises:
         OSError: The file cannot be written.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["breakable"] = _breakable
-    write_whole(out, environment.get_template(template).render(content))
+    write_whole(out, _environment().get_template(template).render(content))
     return out
+
+
+def render_table(table: Table, label: str) -> str:
+    """A table as HTML; texts are escaped.
+
+    Args:
+        table: What it holds.
+        label: What it is called, for those who cannot see it.
+    """
+    return str(_environment().get_template("macros.html").module.table(table, label))  # type: ignore[attr-defined]
 
 
 def draw_all(panel: Panel, key: str) -> list[tuple[str, Any]]:
@@ -50,6 +53,21 @@ def draw_all(panel: Panel, key: str) -> list[tuple[str, Any]]:
 
     views = VIEWS if panel.lines else ()
     return [(f"Against {NAMES[view]}", Markup(draw_panel(panel, view, f"{key}-{view}"))) for view in views]
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["breakable"] = _breakable
+    return environment
 
 
 def _breakable(name: str) -> Any:

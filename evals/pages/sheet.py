@@ -36,6 +36,8 @@ _STYLE: Any = {
     "font.size": LETTERS,
     "axes.unicode_minus": True,
     "axes.linewidth": 0.6,
+    "figure.facecolor": "none",  # the page's
+    "axes.facecolor": "none",
 }
 _ONE_AT_A_TIME = threading.Lock()
 

@@ -37,6 +37,7 @@ def test_contents(wheel):
         assert f"vtprune/{part}" in inside
     assert "vtprune/evals/models/tiny-llava/model.safetensors" in inside
     assert "vtprune/evals/examples/examples.json" in inside
+    assert "vtprune/evals/examples/run-tiny-llava/summary.json" in inside
     assert any("LICENSE" in name for name in names)
     assert wheel.stat().st_size < 70 * 2**20
 
