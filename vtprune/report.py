@@ -85,7 +85,8 @@ class PictureReport:
         maps: The maps that its tokens form; tokens that belong to none are newlines.
         entered: Token numbers that entered the language model.
         kept: Token numbers that are left after the last stage.
-        owner: For every token the number of the token that stands for it, where tokens were merged; else None.
+        owner: For every token the number of the token that stands for it, where tokens were merged; else None. What
+            became part of a token of another picture stands for itself, and is gone.
         seconds: Time from frame to frame of a video, if the model is told.
         steps: What was left of it behind every place, in the order of `Report.summary()`.
     """

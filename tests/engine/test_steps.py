@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -12,7 +13,7 @@ from tests.cases import over, paths_everywhere
 from tests.engine.test_costs import Halving
 from tests.families import FAMILIES, IMAGE, VIDEO
 from tests.reference import decisions
-from vtprune.methods.base import Place
+from vtprune.methods.base import Keep, Method, Place, Stage
 from vtprune.report import runs_of
 
 ENCODER = (Place.ENCODER_INPUT, Place.ENCODER_LAYER, Place.ENCODER_OUTPUT)
@@ -23,6 +24,8 @@ CHAINS = {
     "passing by": ["showui:keep=0.5,threshold=70.0,skip_layers=1", "fastv:layer=3,keep=0.5"],
     "less work": ["random:keep=0.6", "fastv:layer=2,keep=0.5", "ee_mllm"],
     "looking ahead": ["random:keep=0.7", "gemfilter:keep=0.5", "snapkv:keep=0.5"],
+    "recycled": ["random:keep=0.8", "sparsevlm:keep=0.3,recycle=0.4"],
+    "merged over time": ["holitom:keep=0.7,tau=0.0,inner_layer=2", "snapkv:keep=0.5"],
     "hidden": ["random:keep=0.6", "fastv:layer=2,keep=0.5,hide=true"],
     "cache": ["random:keep=0.6", "fastv:layer=2,keep=0.5", "snapkv:keep=0.4"],
     "few bits": ["fastv:layer=2,keep=0.5", "zipcache"],
@@ -51,8 +54,9 @@ def check(report, chain, one_to_one):
         before = [step for step, place in steps if place in ENCODER]
         between = [step for step, place in steps if place == Place.DECODER_LAYER]
         if before:
-            assert before[-1].owner == picture.owner
             assert before[-1].kept == picture.entered or chain.shares
+        if steps:
+            assert picture.owner in {step.owner for step, _ in steps}
         if chain.skipping is None:
             last = between[-1].kept if between else picture.entered
             assert last == picture.kept
@@ -163,6 +167,47 @@ def test_what_caches_hold(built):
     assert step.held == pytest.approx(torch.stack(shares).mean(0).tolist())
     assert 0 < min(share for share in step.held if share) < 1
     assert (step.tokens_before, step.tokens_after, len(step.kept)) == (36, 14, 36)
+
+
+@dataclasses.dataclass(frozen=True)
+class Folding(Method):
+    """Between decoder layers, every odd candidate becomes part of the one before it; at the last one nothing does."""
+
+    name = "folding"
+    kind = "merging"
+    places = (Place.DECODER_LAYER,)
+
+    def stages(self, model):
+        return [Stage(Place.DECODER_LAYER, self.decide, (2, 3), frozenset({"hidden"}), mixes=True)]
+
+    def decide(self, tokens):
+        number = torch.arange(tokens.valid.shape[1]).expand(tokens.valid.shape)
+        begin = (~tokens.valid).sum(1, keepdim=True)  # padding comes first
+        owner = torch.where(tokens.valid, (number - begin) // 2 * 2 + begin, number)
+        return Keep(owner == number, lambda x: x, owner)
+
+
+def test_merged_between_decoder_layers(built):
+    """Four tokens in a row become one, in two layers, also across the pictures of a row; layer 1 sees them all."""
+    model, family = built["llava-clip", "sdpa"], FAMILIES["llava-clip"]
+    with vtprune.applied(model, ["uniform:keep=0.75", Folding(), "ee_mllm:layer=1"]):
+        report, _ = run(model, family.inputs(family.row(5, IMAGE, 7), family.row(2, IMAGE, 3, IMAGE, 4)))
+    alone, first, second = report.pictures
+    left = alone.steps[0].kept
+    assert len(left) == 27
+    fours = dict(zip(left, (left[i // 4 * 4] for i in range(27)), strict=True))
+    for picture in (alone, first):
+        assert picture.owner == tuple(fours.get(token, token) for token in range(36))
+        assert picture.kept == left[::4]
+    # The 28th token of the row has become part of the 27th, in the other picture: it stands for itself, and is gone.
+    fours = {left[i]: left[(27 + i) // 4 * 4 - 27] for i in range(1, 27)}
+    assert second.owner == tuple(fours.get(token, token) for token in range(36))
+    assert second.kept == tuple(sorted(set(fours.values())))
+    for picture in report.pictures:
+        owners = {step.where: step.owner for step in picture.steps}
+        assert owners["decoder attention 1"] is None
+        assert owners["decoder attention 2"] not in (None, picture.owner)  # merged once by then
+        assert owners["decoder layer 2 to 3"] == owners["decoder attention 3 to 4"] == picture.owner
 
 
 def test_inside_layers_behind_a_cut(built):

@@ -357,7 +357,7 @@ class DecoderStep:
         if stage.stage.hides:
             hide(self, stage, layer, visual.visual, keep)
             return hidden
-        self.events.append(Marked(stage, layer, [visual.visual], [visual.visual & keep], self.slots.index))
+        self.events.append(visual.left(stage, layer, keep, self.slots.index, decision.owner))
         left = self._compact(keep, layer, stage.positions, [hidden])
         return hidden if left is None else left[0]
 

@@ -93,3 +93,18 @@ class Marked(Event):
     """
 
     slot: Tensor | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Blended(Marked):
+    """A stage between decoder layers that let tokens leave and become part of others.
+
+    Attributes:
+        owner: (rows, tokens), the token that stands for each of those that could leave.
+        at: (rows, tokens), on which of the slots that were there each stood.
+        valid: Bool (rows, tokens), False on padding; None without.
+    """
+
+    owner: Tensor
+    at: Tensor
+    valid: Tensor | None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Sequence
 
 from vtprune.engine.cache import held_bytes, slot_bytes
 from vtprune.engine.chain import Chain
@@ -19,7 +18,7 @@ from vtprune.engine.steps import Steps
 from vtprune.engine.work import Work
 from vtprune.integrations.base import Integration
 from vtprune.methods.base import Place
-from vtprune.report import MapReport, PictureReport, PlaceReport, Report, StepReport
+from vtprune.report import MapReport, PictureReport, PlaceReport, Report
 
 
 class Prefill:
@@ -58,8 +57,7 @@ class Prefill:
             events = self._acted()
             savings = self._savings(events)
             places = tuple(_place(*x, kv_before is not None) for x in zip(events, savings, strict=True))
-            steps = Steps(self.runs, self.layout, self.selected, events, places).of_pictures()
-            pictures = self._pictures(steps)
+            pictures = self._pictures(Steps(self.runs, self.layout, self.selected, events, places))
             earlier = Saving(before - after, (kv_before or 0) - (kv_after or 0)).less(savings)
             self._report = Report(
                 methods=self.chain.names,
@@ -75,18 +73,18 @@ class Prefill:
             )
         return self._report
 
-    def _pictures(self, steps: Sequence[tuple[StepReport, ...]]) -> tuple[PictureReport, ...]:
+    def _pictures(self, steps: Steps) -> tuple[PictureReport, ...]:
+        found, owners = steps.of_pictures(), steps.owners_at(len(self.lengths))
         picture, token = self.slots.on(self.layout.picture).cpu(), self.slots.on(self.layout.token).cpu()
         became = {number: (one, i) for one in self.selected for i, number in enumerate(one.numbers)}
         rows = [bisect.bisect_right(self.layout.first, number) - 1 for number in range(len(self.layout.source))]
         reports = []
         for number, encoded in enumerate(self.layout.source):
             layout = self.layout.pictures[encoded].layout
-            entered, owner = list(range(layout.slots)), None
+            entered = list(range(layout.slots))
             if encoded in became:
                 one, i = became[encoded]
                 entered = one.kept[i].nonzero().squeeze(1).tolist()
-                owner = None if one.owner is None else tuple(one.owner[i].tolist())
             reports.append(
                 PictureReport(
                     row=rows[number],
@@ -96,9 +94,9 @@ class Prefill:
                     maps=tuple(MapReport(m.name, m.grid, tuple(m.slots().tolist())) for m in layout.maps),
                     entered=tuple(entered),
                     kept=tuple(token[picture == number].tolist()),
-                    owner=owner,
+                    owner=owners[number],
                     seconds=layout.seconds,
-                    steps=steps[number],
+                    steps=found[number],
                 )
             )
         return tuple(reports)

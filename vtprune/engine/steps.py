@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vtprune.engine.encoder import EncoderRun
-from vtprune.engine.events import Chosen, Event, Grouped, Marked, Resized
+from vtprune.engine.events import Blended, Chosen, Event, Grouped, Marked, Resized
 from vtprune.engine.eviction import Evicted
 from vtprune.engine.geometry import geometry
 from vtprune.engine.hiding import Hidden
@@ -74,7 +74,7 @@ class Steps:
         number = layout.numbers[0].ravel()
         self.on_slots = [np.flatnonzero(number == i) for i in range(len(layout.source))]  # tokens are in order
         entered = [_entered(selected, i, picture) for i, picture in enumerate(layout.pictures)]
-        self.owners = [tokens.owner for tokens in entered]
+        self.owners = {0: [entered[source].owner for source in layout.source]}  # by the number of later merges
         self.door = np.zeros(layout.numbers[0].shape, dtype=bool)
         for at, source in zip(self.on_slots, layout.source, strict=True):
             self.door.ravel()[at] = entered[source].kept
@@ -133,13 +133,22 @@ class Steps:
         elif isinstance(last, Hidden):
             held = (after & ~self._on_batch(last, [last.hidden])).astype(float)
         steps = []
-        for at, source in zip(self.on_slots, self.layout.source, strict=True):
+        for at, owner in zip(self.on_slots, self.owners_at(last.layer or 0), strict=True):
             shares = None if held is None else held.ravel()[at]
-            step = _step(place, before.ravel()[at].sum(), after.ravel()[at], self.owners[source], shares)
+            step = _step(place, before.ravel()[at].sum(), after.ravel()[at], owner, shares)
             if isinstance(last, Evicted):
                 step = dataclasses.replace(step, tokens_after=round(sum(step.held or ())))
             steps.append(step)
         return steps
+
+    def owners_at(self, layer: int) -> list[tuple[int, ...] | None]:
+        """For every picture of the batch, who stands for each of its tokens in a decoder layer."""
+        blended = [x for x in self.events if isinstance(x, Blended) and (x.layer or 0) <= layer]
+        for count in range(len(self.owners), len(blended) + 1):
+            merged = _merged(blended[count - 1], self.layout)
+            before = zip(self.on_slots, self.owners[count - 1], strict=True)
+            self.owners[count] = [_through(owner, merged.ravel()[at]) for at, owner in before]
+        return self.owners[len(blended)]
 
     def _there(self, layer: int) -> Array:
         """Bool (rows, slots of the call), the visual slots that a decoder layer runs on."""
@@ -202,6 +211,26 @@ def _grouped(picture: Picture, groups: Sequence[Tensor]) -> _Tokens:
     known = geometry(picture.layout, CPU)
     kept = with_newlines(known, known.candidates & standing)
     return _Tokens.of(kept[0], owner[0])
+
+
+def _merged(event: Blended, layout: VisualLayout) -> Array:
+    """(rows, slots of the call), the number of the token that stands for each visual slot, of those of its picture."""
+    picture, token = layout.numbers
+    valid = np.ones(event.at.shape, dtype=bool) if event.valid is None else event.valid.cpu().numpy()
+    rows, _ = valid.nonzero()
+    slots = event.at.cpu() if event.slot is None else event.slot.cpu().gather(1, event.at.cpu())
+    slot, by = (x.numpy()[valid] for x in (slots, slots.gather(1, event.owner.cpu())))
+    near = picture[rows, slot] == picture[rows, by]  # what became part of another picture is gone from this one
+    found = token.copy()
+    found[rows[near], slot[near]] = token[rows[near], by[near]]
+    return found
+
+
+def _through(owner: tuple[int, ...] | None, merged: Array) -> tuple[int, ...] | None:
+    """Who stands for each token of a picture, once those that did are stood for by others, (tokens,)."""
+    if (merged == np.arange(len(merged))).all():
+        return owner
+    return tuple((merged if owner is None else merged[list(owner)]).tolist())
 
 
 def _spread(values: Array, slot: Tensor | None, shape: tuple[int, ...]) -> Array:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vtprune.engine.chain_stage import ChainStage
+from vtprune.engine.events import Blended, Marked
 from vtprune.engine.layout import VisualLayout
 from vtprune.engine.selection import living
 from vtprune.engine.slots import Slots
@@ -52,6 +54,21 @@ class Visual(NamedTuple):
         lines = slots.on(layout.lines).clamp_min(0)
         count = layout.longest * len(layout.source)
         return keep & ~(newline & self.visual & ~living(lines, count, self.candidate & keep))
+
+    def left(self, stage: ChainStage, layer: int, keep: Tensor, slot: Tensor | None, owner: Tensor | None) -> Marked:
+        """What a stage did, for the report.
+
+        Args:
+            stage: The stage.
+            layer: The layer that is about to run.
+            keep: Bool (rows, slots now), what stays.
+            slot: (rows, slots now), which slot of the call each is; None while all are there.
+            owner: (rows, tokens), the candidate that stands for each; None where none becomes part of another.
+        """
+        before, after = [self.visual], [self.visual & keep]
+        if owner is None:
+            return Marked(stage, layer, before, after, slot)
+        return Blended(stage, layer, before, after, slot, owner, self.at, self.valid)
 
     def replace(self, hidden: Tensor, new: Tensor) -> Tensor:
         """Hidden states (rows, slots now, width) with `new` ones (rows, tokens, width) of the candidates."""

@@ -117,7 +117,7 @@ class SparseVLM(Method):
         hidden = given(tokens.hidden, self.name, "hidden")
         owner = clustered(hidden, pool, clusters_of(pool, self.merge), math.floor(self.recycle * hidden.shape[1]) + 1)
         centres = pool & (owner == torch.arange(owner.shape[1], device=owner.device))
-        return Keep(kept | centres, functools.partial(average, owner=owner))
+        return Keep(kept | centres, functools.partial(average, owner=owner), owner)
 
     def relation(self, tokens: VisualTokens) -> Tensor:
         """Attention of the raters, (rows, tokens); 0 where the prompt ends with its pictures and nobody rates."""
