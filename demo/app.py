@@ -12,7 +12,7 @@ from gradio.themes.utils.fonts import LocalFont
 from vtprune.demo.ask import ask_tab
 from vtprune.demo.compare import compare_tab
 from vtprune.demo.endpoints import endpoints
-from vtprune.demo.explore import explore_tab
+from vtprune.demo.explore import EXPLORE, explore_tab
 from vtprune.demo.methods import methods_tab
 from vtprune.demo.panel import question_panel
 from vtprune.demo.setting import Setting
@@ -43,13 +43,13 @@ def build(setting: Setting) -> gr.Blocks:
         with gr.Row(elem_id="main"):
             with gr.Column(scale=1, min_width=300, elem_id="panel"):
                 panel = question_panel(setting)
-            with gr.Column(scale=3, min_width=320), gr.Tabs(elem_id="tabs"):
+            with gr.Column(scale=3, min_width=320), gr.Tabs(elem_id="tabs") as tabs:
                 with gr.Tab("Ask", id="ask"):
                     ask_tab(setting, panel, stops)
                 with gr.Tab("Compare", id="compare"):
                     compare_tab(setting, panel, stops)
-                with gr.Tab("Explore", id="explore") as tab:
-                    explore_tab(setting, panel, tab)
+                with gr.Tab(EXPLORE, id="explore"):
+                    explore_tab(setting, panel, tabs)
                 with gr.Tab("Trade-offs", id="tradeoffs"):
                     tradeoffs_tab(setting, panel.model, stops)
                 with gr.Tab("Methods", id="methods"):

@@ -6,12 +6,13 @@ import dataclasses
 from typing import Any
 
 import gradio as gr
+from gradio.processing_utils import save_bytes_to_cache
 
 from vtprune.demo.asking import select
 from vtprune.demo.bars import draw_bars, saved
 from vtprune.demo.chosen import read_chosen
 from vtprune.demo.controls import offered
-from vtprune.demo.drawing import draw_kept
+from vtprune.demo.drawing import as_jpeg, draw_kept
 from vtprune.demo.media import Question
 from vtprune.demo.messages import told
 from vtprune.demo.panel import CLIP, Panel, read_panel
@@ -20,6 +21,8 @@ from vtprune.demo.share import ShareBox
 from vtprune.demo.sharing import Request
 from vtprune.integrations import integrate
 from vtprune.methods import get_method
+
+EXPLORE = "Explore"
 
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -39,14 +42,15 @@ class Prepared:
     inputs: Any
 
 
-def explore_tab(setting: Setting, panel: Panel, tab: gr.Tab) -> None:
+def explore_tab(setting: Setting, panel: Panel, tabs: gr.Tabs) -> None:
     """Lay out the tab.
 
     Args:
         setting: What the demo was started with.
         panel: What is asked.
-        tab: The tab itself; choosing it draws the first time.
+        tabs: Those that this one is among; as long as it is not in sight, nothing is computed for it.
     """
+    in_sight = gr.State(False)
     prepared = gr.State(time_to_live=60 * setting.limits.upload_minutes)
     with gr.Row():
         method = gr.Dropdown(
@@ -75,7 +79,7 @@ def explore_tab(setting: Setting, panel: Panel, tab: gr.Tab) -> None:
             overlay = gr.Image(
                 label="Tokens that are kept",
                 show_label=False,
-                format="png",
+                format="jpeg",
                 interactive=False,
                 elem_id="explore-overlay",
                 buttons=["download", "fullscreen"],
@@ -96,7 +100,10 @@ def explore_tab(setting: Setting, panel: Panel, tab: gr.Tab) -> None:
         budget: float,
         number: int,
         known: Prepared | None,
-    ) -> dict[Any, Any]:
+        seen: bool,
+    ) -> Any:
+        if not seen:
+            return gr.skip()
         with told():
             loaded = setting.models.get(model)
             asked = (model, kind, picture, clip, question)
@@ -108,38 +115,39 @@ def explore_tab(setting: Setting, panel: Panel, tab: gr.Tab) -> None:
             chain = read_chosen(f"{name}:layer={number}" if takes else name, budget)
             with setting.models.lease(model):
                 report = select(loaded, known.inputs, chain)
+            drawn = draw_kept(loaded, known.question, report, chain.label)
             request = Request(model, setting.loading, known.question, chain, 1, setting.limits.frames)
             return {
-                overlay: draw_kept(loaded, known.question, report, chain.label),
+                overlay: save_bytes_to_cache(as_jpeg(drawn), "kept.jpg", overlay.GRADIO_CACHE),
                 bars: draw_bars(saved(report), chain.label),
                 layer: gr.update(interactive=takes, maximum=last, value=number),
                 prepared: known,
                 **share.show(request.python(), request.command(), report.to_dict()),
             }
 
-    def choices(model: str, kind: str, name: str) -> Any:
-        found = offered(setting.models.get(model), kind == CLIP)
-        return gr.update(choices=found, value=name)
+    def choices(model: str, kind: str) -> Any:
+        return gr.update(choices=offered(setting.models.get(model), kind == CLIP))
 
-    gr.on(
-        [tab.select, panel.model.change, panel.kind.change],
-        choices,
-        [panel.model, panel.kind, method],
-        method,
-        queue=False,
-        **_QUIET,
-    )
-    controls = [method, keep, layer]
-    asked = [panel.model, panel.picture, panel.clip, panel.question]
-    gr.on(
-        [tab.select, *(control.change for control in [*controls, *asked])],
-        handle,
-        [*panel.fields, *controls, prepared],
-        [overlay, bars, layer, prepared, *share.fields],
-        trigger_mode="always_last",
-        concurrency_id="model",
-        **_QUIET,
-    )
+    inputs = [*panel.fields, method, keep, layer, prepared, in_sight]
+    outputs = [overlay, bars, layer, prepared, *share.fields]
+    drawing: dict[str, Any] = {"concurrency_id": "model", **_QUIET}
+    tabs.select(_in_sight, None, in_sight, queue=False, **_QUIET).then(handle, inputs, outputs, **drawing)
+    changes = [
+        method.change,
+        keep.change,
+        layer.change,
+        panel.model.change,
+        panel.picture.change,
+        panel.clip.change,
+        panel.question.change,
+    ]
+    gr.on(changes, handle, inputs, outputs, trigger_mode="always_last", **drawing)
+    fields = [panel.model, panel.kind]
+    gr.on([panel.model.change, panel.kind.change], choices, fields, method, queue=False, **_QUIET)
+
+
+def _in_sight(event: gr.SelectData) -> bool:
+    return event.value == EXPLORE
 
 
 def _takes_layer(name: str) -> bool:

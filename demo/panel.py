@@ -83,7 +83,9 @@ def read_panel(kind: str, picture: str | None, clip: str | None, question: str, 
     Raises:
         ValueError: As `vtprune.demo.media.read_question`.
     """
-    return read_question(question, *((None, clip) if kind == CLIP else (picture, None)), limits)
+    if kind == CLIP:
+        return read_question(question, None, clip, limits)
+    return read_question(question, picture, None, limits)
 
 
 def _thumbnail(example: Any) -> Any:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from html import escape
 
 from PIL import Image
 
 from vtprune.demo.comparing import Entry
+from vtprune.demo.drawing import as_jpeg
 
 
 def draw_cards(entries: Sequence[Entry], overlays: Sequence[Image.Image | None]) -> str:
@@ -57,6 +57,4 @@ def _figures(entry: Entry, baseline: float | None) -> list[tuple[str, str]]:
 
 
 def _data(picture: Image.Image) -> str:
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(as_jpeg(picture)).decode()}"

@@ -75,7 +75,7 @@ def demo(
                 Models(loaded),
                 Path(scratch),
                 tuple(results or ()),
-                loading,  # type: ignore[arg-type]
+                loading,
                 Limits(upload_mb=upload_mb, at_once=at_once),
             )
             page = build(setting)
