@@ -44,7 +44,7 @@ def compare_tab(setting: Setting, panel: Panel, stops: Stops) -> None:
     """
     with gr.Row():
         with gr.Column(scale=3):
-            methods = method_list("Methods")
+            methods = method_list("Methods", ["divprune", "fastv:layer=2", "tome", "random"])
         with gr.Column(scale=2, min_width=240):
             keep = gr.Slider(
                 0.01, 1, value=0.25, step=0.01, label="Budget", info="Share of the visual tokens that stay."
@@ -168,7 +168,7 @@ def _scatter(entries: Sequence[Entry], cost: str) -> str:
             share = flops if cost == "flops" else one.ttft_ms / unpruned.ttft_ms
         said = f"answer: {one.answer}" + ("" if one.same else " (the unpruned model has another)")
         points.append(Point(one.label, 100 * share, 100 * one.likeness, one.chain is None, said))
-    return draw_scatter(points, _COSTS[cost], "first token alike, %", key=f"compare-{cost}")
+    return draw_scatter(points, _COSTS[cost], "first token alike, %", key=f"compare-{cost}", y_most=100)
 
 
 def _status(text: str) -> str:

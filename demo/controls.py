@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -142,15 +143,16 @@ def method_picker(label: str = "Method", value: str = "divprune", keep: float = 
     return MethodPicker(methods, share, written, refused)
 
 
-def method_list(label: str) -> gr.Dropdown:
+def method_list(label: str, value: Sequence[str] = ("divprune", "random")) -> gr.Dropdown:
     """A list of methods to compare, each of its entries a method or a chain as the command line writes it.
 
     Args:
         label: Of the list.
+        value: What is chosen at first.
     """
     return gr.Dropdown(
         choices(),
-        value=["divprune", "random"],
+        value=list(value),
         multiselect=True,
         allow_custom_value=True,
         interactive=True,

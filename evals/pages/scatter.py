@@ -35,7 +35,7 @@ class Point:
     tip: str = ""
 
 
-def draw_scatter(points: Sequence[Point], x_label: str, y_label: str, key: str) -> str:
+def draw_scatter(points: Sequence[Point], x_label: str, y_label: str, key: str, y_most: float | None = None) -> str:
     """Draw points, each of a colour and shape of its own; lines across and up lead to the unpruned ones.
 
     Args:
@@ -43,6 +43,7 @@ def draw_scatter(points: Sequence[Point], x_label: str, y_label: str, key: str) 
         x_label: Of the axis across.
         y_label: Of the axis up.
         key: What the ids within the picture begin with, so that several may stand on one page.
+        y_most: The largest value that there can be on the axis up; None: there is no largest one.
 
     Returns:
         An `<svg>` element with letters as text, a description, and what each point is.
@@ -57,11 +58,10 @@ def draw_scatter(points: Sequence[Point], x_label: str, y_label: str, key: str) 
         for point, style in zip(points, styles, strict=True):
             place = f"{x_label}: {short(point.x)}", f"{y_label}: {short(point.y)}"
             _draw(sheet, point, style, Tip(point.label, (*place, *point.tip.splitlines()), style["color"]))
-        for set_limits, values in (
-            (sheet.axes.set_xlim, [point.x for point in points]),
-            (sheet.axes.set_ylim, [point.y for point in points]),
-        ):
-            set_limits(*_limits(values))
+        low, high = _limits([point.y for point in points])
+        beyond = high if y_most is None else min(high, y_most + _MARGIN / 2 * (y_most - low))
+        sheet.axes.set_xlim(*_limits([point.x for point in points]))
+        sheet.axes.set_ylim(low, beyond)
         sheet.axes.set_xlabel(x_label)
         sheet.axes.set_ylabel(y_label)
         said = "; ".join(f"{point.label}: {short(point.x)}, {short(point.y)}" for point in points)
