@@ -19,6 +19,7 @@ from vtprune.demo.panel import CLIP, Panel, read_panel
 from vtprune.demo.setting import Setting
 from vtprune.demo.share import ShareBox
 from vtprune.demo.sharing import Request
+from vtprune.demo.steps import draw_steps
 from vtprune.demo.stops import Stops
 
 _WORK = "ask"
@@ -48,17 +49,10 @@ def ask_tab(setting: Setting, panel: Panel, stops: Stops) -> None:
     with gr.Row():
         with gr.Column(min_width=340):
             bars = gr.HTML(elem_id="ask-bars")
-        with gr.Column(min_width=340):
-            overlay = gr.Image(
-                label="Tokens that were kept",
-                show_label=False,
-                format="png",
-                interactive=False,
-                visible=False,
-                elem_id="ask-overlay",
-                buttons=["download", "fullscreen"],
-                alt_text="the tokens that were kept, on what was asked about",
-            )
+        with gr.Column(min_width=340, visible=False) as beside:
+            overlay = kept_picture("ask-overlay")
+    sheet = kept_picture("ask-sheet")
+    steps = gr.HTML(elem_id="ask-steps")
     share = ShareBox("ask")
 
     def handle(
@@ -83,7 +77,8 @@ def ask_tab(setting: Setting, panel: Panel, stops: Stops) -> None:
                 label = f"With {chain.label}"
                 yield {
                     **share.hide(),
-                    overlay: gr.update(visible=False),
+                    **dict.fromkeys((beside, sheet), gr.update(visible=False)),
+                    steps: "",
                     pruned: gr.update(value="", label=label),
                     stop: gr.update(interactive=True),
                 }
@@ -95,10 +90,12 @@ def ask_tab(setting: Setting, panel: Panel, stops: Stops) -> None:
                         bars: draw_bars([*saved(state.report), *timed(state)], chain.label) if state.report else "",
                     }
                 if state.report is not None:
-                    drawn = draw_kept(loaded, asked, state.report, chain.label)
+                    # The frames of a clip want the whole width.
+                    shown = gr.update(value=draw_kept(loaded, asked, state.report, chain.label), visible=True)
                     yield {
                         **share.show(whole.python(), whole.command(), whole.document(state)),
-                        overlay: gr.update(value=drawn, visible=True),
+                        **({sheet: shown} if asked.is_video else {beside: gr.update(visible=True), overlay: shown}),
+                        steps: draw_steps(loaded, asked, state.report),
                     }
         except gr.Error:
             yield {status: ""}
@@ -113,12 +110,30 @@ def ask_tab(setting: Setting, panel: Panel, stops: Stops) -> None:
         return picker.fit(setting.models.get(model), kind == CLIP)
 
     inputs = [*panel.fields, picker.written, length]
-    outputs = [status, unpruned, pruned, bars, overlay, stop, *share.fields]
+    outputs = [status, unpruned, pruned, bars, beside, overlay, sheet, steps, stop, *share.fields]
     going = go.click(handle, inputs, outputs, concurrency_id="model", **_QUIET)
     going.then(lambda: gr.update(interactive=False), None, stop, queue=False, **_QUIET)
     stop.click(halt, None, None, queue=False, **_QUIET)
     fields = [panel.model, panel.kind]
     gr.on([panel.model.change, panel.kind.change], fit, fields, picker.fitted, queue=False, **_QUIET)
+
+
+def kept_picture(name: str) -> gr.Image:
+    """A field for the tokens that were kept, unseen until there are any.
+
+    Args:
+        name: Its id.
+    """
+    return gr.Image(
+        label="Tokens that were kept",
+        show_label=False,
+        format="png",
+        interactive=False,
+        visible=False,
+        elem_id=name,
+        buttons=["download", "fullscreen"],
+        alt_text="the tokens that were kept, on what was asked about",
+    )
 
 
 def check_tokens(tokens: float, limit: int) -> int:

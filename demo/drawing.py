@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 
 from PIL import Image
@@ -38,3 +39,8 @@ def as_jpeg(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, format="JPEG", quality=92, subsampling=0)
     return file.getvalue()
+
+
+def as_data(picture: Image.Image) -> str:
+    """A picture as what an `<img>` may have for its source."""
+    return f"data:image/jpeg;base64,{base64.b64encode(as_jpeg(picture)).decode()}"

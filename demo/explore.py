@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
+from vtprune.demo.ask import kept_picture
 from vtprune.demo.asking import select
 from vtprune.demo.bars import draw_bars, saved
 from vtprune.demo.chosen import read_chosen
@@ -19,6 +20,7 @@ from vtprune.demo.panel import CLIP, Panel, read_panel
 from vtprune.demo.setting import Setting
 from vtprune.demo.share import ShareBox
 from vtprune.demo.sharing import Request
+from vtprune.demo.steps import draw_steps
 from vtprune.integrations import integrate
 from vtprune.methods import get_method
 
@@ -76,18 +78,10 @@ def explore_tab(setting: Setting, panel: Panel, tabs: gr.Tabs) -> None:
         )
     with gr.Row():
         with gr.Column(min_width=340):
-            overlay = gr.Image(
-                label="Tokens that are kept",
-                show_label=False,
-                format="jpeg",
-                interactive=False,
-                elem_id="explore-overlay",
-                buttons=["download", "fullscreen"],
-                alt_text="the tokens that are kept, on what is asked about",
-            )
+            overlay = kept_picture("explore-overlay")
         with gr.Column(min_width=340):
             bars = gr.HTML(elem_id="explore-bars")
-
+    steps = gr.HTML(elem_id="explore-steps")
     share = ShareBox("explore")
 
     def handle(
@@ -116,9 +110,11 @@ def explore_tab(setting: Setting, panel: Panel, tabs: gr.Tabs) -> None:
             with setting.models.lease(model):
                 report = select(loaded, known.inputs, chain)
             drawn = draw_kept(loaded, known.question, report, chain.label)
+            file = save_bytes_to_cache(as_jpeg(drawn), "kept.jpg", overlay.GRADIO_CACHE)
             request = Request(model, setting.loading, known.question, chain, 1, setting.limits.frames)
             return {
-                overlay: save_bytes_to_cache(as_jpeg(drawn), "kept.jpg", overlay.GRADIO_CACHE),
+                overlay: gr.update(value=file, visible=True),
+                steps: draw_steps(loaded, known.question, report),
                 bars: draw_bars(saved(report), chain.label),
                 layer: gr.update(interactive=takes, maximum=last, value=number),
                 prepared: known,
@@ -129,7 +125,7 @@ def explore_tab(setting: Setting, panel: Panel, tabs: gr.Tabs) -> None:
         return gr.update(choices=offered(setting.models.get(model), kind == CLIP))
 
     inputs = [*panel.fields, method, keep, layer, prepared, in_sight]
-    outputs = [overlay, bars, layer, prepared, *share.fields]
+    outputs = [overlay, bars, steps, layer, prepared, *share.fields]
     drawing: dict[str, Any] = {"concurrency_id": "model", **_QUIET}
     tabs.select(_in_sight, None, in_sight, queue=False, **_QUIET).then(handle, inputs, outputs, **drawing)
     changes = [

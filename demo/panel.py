@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from vtprune.demo.examples import examples
+from vtprune.demo.examples import Example, examples
 from vtprune.demo.media import Question, read_question
 from vtprune.demo.setting import Limits, Setting
 from vtprune.demo.uploads import Clip, Picture
@@ -24,7 +24,7 @@ class Panel:
     kind: gr.Radio
     picture: Picture
     clip: Clip
-    question: gr.Dropdown
+    question: gr.Textbox
 
     @property
     def fields(self) -> list[Any]:
@@ -49,15 +49,22 @@ def question_panel(setting: Setting) -> Panel:
         buttons=["fullscreen"],
         alt_text="the picture that is asked about",
     )
-    clip = Clip(label="Clip", sources=["upload", "webcam"], height=260, visible=False, buttons=[])
-    question = gr.Dropdown(
-        list(first.questions),
-        value=first.questions[0],
+    clip = Clip(label="Clip", sources=["upload", "webcam"], visible=False, buttons=[])
+    question = gr.Textbox(
+        first.questions[0],
         label="Question",
         info="Type one, or pick one.",
-        allow_custom_value=True,
-        interactive=True,
-        max_choices=None,
+        lines=2,
+        max_lines=6,
+        max_length=setting.limits.prompt,
+        elem_id="question",
+    )
+    ideas = gr.Dataset(
+        components=[gr.Textbox(visible=False)],
+        samples=_samples(first),
+        show_label=False,
+        elem_id="ideas",
+        type="values",
     )
     shown = gr.Gallery(
         [_thumbnail(one) for one in examples()],
@@ -72,8 +79,10 @@ def question_panel(setting: Setting) -> Panel:
         format="png",
     )
     panel = Panel(model, kind, picture, clip, question)
-    kind.change(_show_kind, kind, [picture, clip], api_visibility="private", show_progress="hidden")
-    shown.select(_pick, None, [kind, picture, clip, question], api_visibility="private", show_progress="hidden")
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    kind.change(_show_kind, kind, [picture, clip], **quiet)
+    shown.select(_pick, None, [kind, picture, clip, question, ideas], **quiet)
+    ideas.click(lambda picked: picked[0], ideas, question, **quiet)
     return panel
 
 
@@ -88,7 +97,7 @@ def read_panel(kind: str, picture: str | None, clip: str | None, question: str, 
     return read_question(question, picture, None, limits)
 
 
-def _thumbnail(example: Any) -> Any:
+def _thumbnail(example: Example) -> Any:
     if not example.is_video:
         return str(example.file)
     from PIL import Image
@@ -100,10 +109,12 @@ def _show_kind(kind: str) -> tuple[Any, Any]:
     return gr.update(visible=kind == PICTURE), gr.update(visible=kind == CLIP)
 
 
-def _pick(event: gr.SelectData) -> tuple[Any, Any, Any, Any]:
+def _samples(example: Example) -> list[list[str]]:
+    return [[question] for question in example.questions]
+
+
+def _pick(event: gr.SelectData) -> tuple[Any, Any, Any, str, Any]:
     example = examples()[event.index]
     file, other = gr.update(value=str(example.file), visible=True), gr.update(visible=False)
-    question = gr.update(choices=list(example.questions), value=example.questions[0])
-    if example.is_video:
-        return CLIP, other, file, question
-    return PICTURE, file, other, question
+    kind, media = (CLIP, (other, file)) if example.is_video else (PICTURE, (file, other))
+    return kind, *media, example.questions[0], gr.Dataset(samples=_samples(example))

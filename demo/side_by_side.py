@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from html import escape
 
 from PIL import Image
 
 from vtprune.demo.comparing import Entry
-from vtprune.demo.drawing import as_jpeg
+from vtprune.demo.drawing import as_data
 
 
 def draw_cards(entries: Sequence[Entry], overlays: Sequence[Image.Image | None]) -> str:
@@ -29,7 +28,7 @@ def _card(entry: Entry, overlay: Image.Image | None, baseline: float | None) -> 
     if entry.error:
         return f'<article class="card">{head}<p class="refused">{escape(entry.error)}</p></article>'
     alt = f"the tokens that {entry.label} keeps" if entry.chain else "the picture, untouched"
-    shown = f'<img src="{_data(overlay)}" alt="{escape(alt)}">' if overlay is not None else ""
+    shown = f'<img src="{as_data(overlay)}" alt="{escape(alt)}">' if overlay is not None else ""
     mark = "" if entry.chain is None else _mark(entry)
     figures = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in _figures(entry, baseline))
     said = f'<p class="said"><q>{escape(entry.answer)}</q>{mark}</p>'
@@ -54,7 +53,3 @@ def _figures(entry: Entry, baseline: float | None) -> list[tuple[str, str]]:
         share = f" ({entry.ttft_ms / baseline:.0%})" if baseline and entry.chain is not None else ""
         found.append(("first token after", f"{entry.ttft_ms:,.1f} ms{share}"))
     return found
-
-
-def _data(picture: Image.Image) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(as_jpeg(picture)).decode()}"

@@ -102,6 +102,15 @@ def test_several_side_by_side():
     assert is_coloured(sheet, 496 + 180, 30)
 
 
+def test_without_a_caption_there_is_no_text():
+    picture = Image.new("RGB", (480, 240), "red")
+    assert draw_overlay(picture, report([0]), None).size == (480, 240)
+    assert (
+        draw_video_overlay(clip(3), report([0], frames=3), None).height
+        < draw_video_overlay(clip(3), report([0], frames=3)).height
+    )
+
+
 def clip(frames, size=(96, 96)):
     pixels = np.full((frames, size[1], size[0], 3), (40, 90, 250), np.uint8)
     return Video(pixels, tuple(range(frames)), tuple(n / 2 for n in range(frames)), 2.0, frames, frames / 2)

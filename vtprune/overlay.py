@@ -26,14 +26,14 @@ _GAP = 16
 
 
 def draw_overlay(
-    image: Image.Image, picture: PictureReport, caption: str = "", region: Box | None = None
+    image: Image.Image, picture: PictureReport, caption: str | None = "", region: Box | None = None
 ) -> Image.Image:
     """Draw the kept tokens of one picture over it.
 
     Args:
         image: The picture as it was given to the model's processor.
         picture: Its part of `vtprune.report(model)`.
-        caption: Text before the counts below the picture, the method say.
+        caption: Text before the counts below the picture, the method say; None for no text at all.
         region: (left, top, right, bottom) in pixels of `image`: what the token grid covers. By default the whole
             picture, as with processors that stretch it to the model's square; a processor that crops covers less.
 
@@ -49,7 +49,7 @@ def draw_overlay(
 
 
 def draw_video_overlay(
-    video: Video, picture: PictureReport, caption: str = "", region: Box | None = None
+    video: Video, picture: PictureReport, caption: str | None = "", region: Box | None = None
 ) -> Image.Image:
     """Draw the kept tokens of a video as a contact sheet: one panel for each frame of the token grid, with its time.
 
@@ -74,7 +74,7 @@ def draw_video_overlay(
 def draw_overlays(
     images: Sequence[Image.Image | Video],
     pictures: Sequence[PictureReport],
-    caption: str = "",
+    caption: str | None = "",
     regions: Sequence[Box | None] | None = None,
 ) -> Image.Image:
     """Draw the overlays of several pictures and videos side by side.
@@ -116,11 +116,15 @@ def draw_report(
         ValueError: As `draw_overlays`.
     """
     sheet = draw_overlays(images, report.pictures, " + ".join(report.methods), regions)
-    several = len(report.summary()) > 1 or any(step.held for picture in report.pictures for step in picture.steps)
-    if not several:
+    if not has_steps(report):
         return sheet
     shown = zip(images, report.pictures, regions or [None] * len(images), strict=True)
     return stacked([sheet, *(draw_steps(image, picture, region=region) for image, picture, region in shown)], 2 * _GAP)
+
+
+def has_steps(report: Report) -> bool:
+    """Whether the overlay of what was kept in the end tells too little of how that came to be."""
+    return len(report.summary()) > 1 or any(step.held for picture in report.pictures for step in picture.steps)
 
 
 def draw_steps(
@@ -293,7 +297,9 @@ def _joined(tiles: list[Plane], aspect: float) -> list[Plane]:
     return [(group, share), thumbnail]
 
 
-def _with_caption(canvas: Image.Image, caption: str, picture: PictureReport, note: str = "") -> Image.Image:
+def _with_caption(canvas: Image.Image, caption: str | None, picture: PictureReport, note: str = "") -> Image.Image:
+    if caption is None:
+        return canvas
     total, kept, merged = picture.tokens, len(picture.kept), picture.owner is not None
     count = f"{kept} of {total} visual tokens kept ({kept / total:.0%})"
     legend = "merged tokens share a white outline; grey: dropped" if merged else "in colour: kept; grey: dropped"

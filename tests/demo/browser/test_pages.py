@@ -16,7 +16,7 @@ def answers(visitor):
 
 
 def asked(visitor):
-    visitor.locator("#ask-overlay img").wait_for()
+    visitor.locator("#ask-overlay img, #ask-sheet img").first.wait_for()
     return answers(visitor)
 
 
@@ -116,7 +116,7 @@ def test_a_wrong_file_is_told(visit, tmp_path):
     visitor = visit()
     wrong = tmp_path / "holiday.png"
     wrong.write_text("not a picture at all")
-    visitor.get_by_role("button", name="Clear").or_(visitor.get_by_label("Clear")).first.click()
+    visitor.locator("#panel").get_by_label("Remove Image").click()
     visitor.locator("#panel input[type=file]").first.set_input_files(wrong)
     visitor.locator("#panel .image-frame img, #panel img[src*='holiday']").first.wait_for(state="attached")
     visitor.press("Ask")
@@ -129,8 +129,8 @@ def test_a_wrong_file_is_told(visit, tmp_path):
 def test_two_visitors_do_not_see_each_other(visit):
     one, other = visit(), visit()
     other.locator("#examples button").nth(1).click()
-    other.get_by_label("Question", exact=True).fill("Which character is on the white star?")
-    other.keyboard.press("Enter")
+    other.locator("#ideas button").nth(2).click()
+    other.wait_for_function("document.querySelector('#question textarea').value.startsWith('Which character')")
     for visitor in (one, other):
         visitor.press("Ask")
     assert asked(one) == ["red", "red"]
@@ -168,3 +168,27 @@ def test_examples_are_the_shipped_ones(visit):
     visitor = visit()
     assert visitor.locator("#examples button.thumbnail-item").count() == 8
     assert shipped_example("scene-2.png")[0].is_file()
+
+
+def test_a_question_is_typed(visit):
+    visitor = visit()
+    visitor.get_by_label("Question").fill("Can you see a red circle?")
+    visitor.press("Ask")
+    assert asked(visitor)[0] == "yes"
+
+
+def test_what_chains_leave_place_by_place(visit):
+    visitor = visit()
+    visitor.locator("#tabs button", has_text="Parameters").first.click()
+    written = visitor.get_by_label("Method as the command line writes it")
+    written.fill("tome:keep=0.5+fastv:layer=2;keep=0.25")
+    written.press("Enter")
+    visitor.get_by_text("chain", exact=False).first.wait_for()
+    visitor.wait_for_timeout(500)
+    visitor.press("Ask")
+    asked(visitor)
+    figures = visitor.locator("#ask-steps figure")
+    assert figures.count() == 3
+    assert "tome" in figures.nth(1).inner_text()
+    assert "fastv" in figures.nth(2).inner_text()
+    visitor.shoot("ask-chain")
