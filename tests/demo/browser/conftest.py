@@ -46,7 +46,13 @@ class Visitor:
         return getattr(self.window, name)
 
     def tab(self, name):
-        self.window.get_by_role("tab", name=name, exact=True).click()
+        """Go to a tab; in a narrow window the last ones are in a menu."""
+        tab = self.window.locator("#tabs").get_by_role("tab", name=name, exact=True)
+        if tab.count():
+            tab.click()
+        else:
+            self.window.locator("#tabs .overflow-menu > button").click()
+            self.window.locator("#tabs .overflow-dropdown").get_by_text(name, exact=True).click()
 
     def press(self, name):
         self.window.get_by_role("button", name=name, exact=True).click()

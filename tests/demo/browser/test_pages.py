@@ -153,7 +153,7 @@ def test_the_keyboard_is_enough(visit):
 
 def test_all_controls_have_names(visit):
     visitor = visit()
-    for tab in ("Ask", "Compare", "Explore"):
+    for tab in ("Ask", "Compare", "Explore", "Trade-offs", "Methods"):
         visitor.tab(tab)
         nameless = visitor.evaluate(
             """() => [...document.querySelectorAll('input, textarea, select, button')]
