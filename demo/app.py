@@ -8,34 +8,30 @@ from typing import Any
 
 import gradio as gr
 from gradio.themes.utils.fonts import LocalFont
+from starlette.middleware import Middleware
 
 from vtprune.demo.ask import ask_tab
 from vtprune.demo.compare import compare_tab
 from vtprune.demo.endpoints import endpoints
 from vtprune.demo.explore import EXPLORE, explore_tab
+from vtprune.demo.gate import Gate
 from vtprune.demo.methods import methods_tab
+from vtprune.demo.page import Page
 from vtprune.demo.panel import question_panel
 from vtprune.demo.setting import Setting
-from vtprune.demo.stops import Stops
 from vtprune.demo.tradeoffs import tradeoffs_tab
 
 TITLE = "vtprune"
 
 
-def build(setting: Setting) -> gr.Blocks:
+def build(setting: Setting) -> Page:
     """The page.
 
     Args:
         setting: What the demo was started with.
     """
-    stops = Stops()
-    minutes = setting.limits.upload_minutes
-    with gr.Blocks(
-        title=TITLE,
-        analytics_enabled=False,
-        fill_width=True,
-        delete_cache=(60, 60 * minutes),
-    ) as page:
+    with Page(setting.limits, title=TITLE, analytics_enabled=False, fill_width=True) as page:
+        stops = page.stops
         gr.HTML(
             "<h1>vtprune</h1><p>Vision-language models on fewer visual tokens: what that saves, and what it costs.</p>",
             elem_id="head",
@@ -54,7 +50,7 @@ def build(setting: Setting) -> gr.Blocks:
                     tradeoffs_tab(setting, panel.model, stops)
                 with gr.Tab("Methods", id="methods"):
                     methods_tab(setting)
-        endpoints(setting)
+        endpoints(setting, stops)
 
         def leave(request: gr.Request) -> None:
             stops.leave(str(request.session_hash))
@@ -63,7 +59,7 @@ def build(setting: Setting) -> gr.Blocks:
     return page
 
 
-def launch(page: gr.Blocks, setting: Setting, **options: Any) -> tuple[Any, str, str]:
+def launch(page: Page, setting: Setting, **options: Any) -> tuple[Any, str, str]:
     """Serve the page.
 
     Args:
@@ -75,14 +71,17 @@ def launch(page: gr.Blocks, setting: Setting, **options: Any) -> tuple[Any, str,
         As `gradio.Blocks.launch`: application, local address, public address.
     """
     limits = setting.limits
-    page.queue(max_size=limits.waiting, default_concurrency_limit=limits.at_once)
+    page.queue(max_size=limits.waiting, default_concurrency_limit=limits.at_once, api_open=False)
     folder = Path(str(resources.files("vtprune.demo")))
     return page.launch(
         theme=_theme(),
         css_paths=sorted(folder.glob("*.css")),
         max_file_size=limits.upload_mb * 2**20,
+        # Answers and evaluations that wait for the model hold threads, and the one that has it needs some.
+        max_threads=40 + 2 * limits.at_once,
+        app_kwargs={"lifespan": page.served, "middleware": [Middleware(Gate, upload_mb=limits.upload_mb)]},
         ssr_mode=False,
-        show_error=True,
+        show_error=False,
         quiet=True,
         run_history=False,
         enable_monitoring=False,

@@ -136,14 +136,15 @@ def kept_picture(name: str) -> gr.Image:
     )
 
 
-def check_tokens(tokens: float, limit: int) -> int:
+def check_tokens(tokens: Any, limit: int) -> int:
     """A length of answers, checked.
 
     Raises:
-        ValueError: It is out of range.
+        ValueError: It is no whole number, or out of range.
     """
-    if not 1 <= tokens <= limit:
-        raise ValueError(f"the longest answer must have between 1 and {limit} tokens, got {tokens}.")
+    number = isinstance(tokens, int | float) and not isinstance(tokens, bool)
+    if not number or not 1 <= tokens <= limit or tokens != int(tokens):
+        raise ValueError(f"max_new_tokens must be a whole number from 1 to {limit}, got {tokens!r:.40}.")
     return int(tokens)
 
 

@@ -66,6 +66,8 @@ def ask(
     state = Asked(now="waiting for the model")
     yield state
     with models.lease(model) as loaded:
+        if stop.is_set():
+            return
         inputs = question.inputs(loaded, new_tokens)
         state = dataclasses.replace(state, now="answering without pruning")
         for answer in stream_answer(loaded, inputs, [], new_tokens, stop):

@@ -40,7 +40,9 @@ def read_chosen(written: str, keep: Budget | None) -> Chosen:
     Raises:
         ValueError, TypeError: As `vtprune.apply`, and as `vtprune.demo.chains.read_chain`.
     """
-    written = (written or "").strip()
+    if not isinstance(written, str):
+        raise TypeError(f"method must be a text, got a {type(written).__name__}.")
+    written = written.strip()
     read_chain(written)
     budget = None if keep is None or open_budgets(written) == 0 else check_keep(keep)
     return Chosen(written, budget, build_chain(written, budget, {}))

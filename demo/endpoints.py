@@ -3,84 +3,134 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import uuid
+from collections.abc import AsyncIterator, Generator
 from typing import Any
 
 import gradio as gr
 
+from vtprune.demo.arguments import Argument
 from vtprune.demo.ask import check_tokens
 from vtprune.demo.asking import ask, select
 from vtprune.demo.chosen import read_chosen
-from vtprune.demo.compare import ANSWER, document, read_several
+from vtprune.demo.compare import ANSWER, MOST, document, read_several
 from vtprune.demo.comparing import compare
 from vtprune.demo.drawing import draw_kept
 from vtprune.demo.examples import examples
-from vtprune.demo.media import read_question
+from vtprune.demo.following import Step, follow
+from vtprune.demo.media import Question, read_question
 from vtprune.demo.messages import told
 from vtprune.demo.setting import Setting
 from vtprune.demo.sharing import Request
+from vtprune.demo.stops import Stops
 from vtprune.demo.uploads import Clip, Picture
 
 
-def endpoints(setting: Setting) -> None:
-    """Add `/ask`, `/select` and `/compare` to the page, where nobody sees them."""
+def endpoints(setting: Setting, stops: Stops) -> None:
+    """Add `/ask`, `/select` and `/compare` to the page, where nobody sees them.
+
+    Args:
+        setting: What the demo was started with.
+        stops: What stops the work of visitors.
+    """
     limits = setting.limits
 
-    def answer(
-        model: str, picture: str | None, clip: str | None, question: str, method: str, keep: float, max_new_tokens: int
-    ) -> Iterator[tuple[Any, Any]]:
+    def read(question: Any, picture: str | None, clip: str | None) -> Question:
+        if picture is None and clip is None:
+            picture = str(examples()[0].file)
+        return read_question(question, picture, clip, limits)
+
+    async def followed(work: Generator[Step, None, None], stop: threading.Event, session: str) -> AsyncIterator[Step]:
+        name = uuid.uuid4().hex
+        stops.add(session, name, stop)
+        try:
+            async for step in follow(work, stop):
+                yield step
+        finally:
+            stops.end(session, name, stop)
+
+    async def answer(
+        request: gr.Request,
+        model: Any,
+        question: Any,
+        method: Any,
+        keep: Any,
+        max_new_tokens: Any,
+        picture: str | None = None,
+        clip: str | None = None,
+    ) -> AsyncIterator[tuple[Any, Any]]:
         """Answer a question about a picture or a clip without and with methods, and measure both.
 
-        Tells what was said and saved so far; in the end also the picture with the tokens that were kept.
+        What is said and saved comes while it is found out; in the end also the picture with the tokens that were kept.
         """
-        with told():
-            chain, asked = read_chosen(method, keep), read_question(question, picture, clip, limits)
-            tokens = check_tokens(max_new_tokens, limits.new_tokens)
-            request = Request(model, setting.loading, asked, chain, tokens, limits.frames)
-            for state in ask(setting.models, model, asked, chain, tokens, threading.Event()):
-                yield request.document(state), None
-            if state.report is not None:
-                drawn = draw_kept(setting.models.get(model), asked, state.report, chain.label)
-                yield request.document(state), drawn
+        stop = threading.Event()
+
+        def work() -> Generator[tuple[Any, Any], None, None]:
+            with told():
+                chain, asked = read_chosen(method, keep), read(question, picture, clip)
+                tokens = check_tokens(max_new_tokens, limits.new_tokens)
+                whole = Request(model, setting.loading, asked, chain, tokens, limits.frames)
+                for state in ask(setting.models, model, asked, chain, tokens, stop):
+                    yield whole.document(state), None
+                if state.report is not None:
+                    drawn = draw_kept(setting.models.get(model), asked, state.report, chain.label)
+                    yield whole.document(state), drawn
+
+        async for step in followed(work(), stop, str(request.session_hash)):
+            yield step
 
     def selected(
-        model: str, picture: str | None, clip: str | None, question: str, method: str, keep: float
+        model: Any, question: Any, method: Any, keep: Any, picture: str | None = None, clip: str | None = None
     ) -> tuple[Any, Any]:
-        """Say which tokens methods keep, without answering.
-
-        Returns the report, and the picture with the tokens that are kept.
-        """
+        """Say which visual tokens methods keep, without answering: the report, and the picture with those tokens."""
         with told():
-            chain, asked = read_chosen(method, keep), read_question(question, picture, clip, limits)
+            chain, asked = read_chosen(method, keep), read(question, picture, clip)
             with setting.models.lease(model) as loaded:
                 report = select(loaded, asked.inputs(loaded, 1), chain)
             return report.to_dict(), draw_kept(loaded, asked, report, chain.label)
 
-    def compared(
-        model: str, picture: str | None, clip: str | None, question: str, methods: list[str], keep: float
-    ) -> Iterator[Any]:
+    async def compared(
+        request: gr.Request,
+        model: Any,
+        question: Any,
+        methods: Any,
+        keep: Any,
+        picture: str | None = None,
+        clip: str | None = None,
+    ) -> AsyncIterator[Any]:
         """Put several methods to the same question.
 
-        Tells of each of them so far, the untouched model first: its answer, how like it is, and what is saved.
+        Their entries come one by one, the untouched model's first: the answer, how like it is, and what is saved.
         """
-        with told():
-            chains, asked = read_several(methods, keep), read_question(question, picture, clip, limits)
-            tokens = min(ANSWER, limits.new_tokens)
-            for entries in compare(setting.models, model, asked, chains, tokens, threading.Event()):
-                yield document(model, asked, entries)
+        stop = threading.Event()
 
+        def work() -> Generator[Any, None, None]:
+            with told():
+                chains, asked = read_several(methods, keep), read(question, picture, clip)
+                tokens = min(ANSWER, limits.new_tokens)
+                for entries in compare(setting.models, model, asked, chains, tokens, stop):
+                    yield document(model, asked, entries)
+
+        async for step in followed(work(), stop, str(request.session_hash)):
+            yield step
+
+    names, longest = setting.models.names, limits.new_tokens
     with gr.Column(visible=False):
-        model = gr.Textbox(setting.models.names[0], label="model")
-        picture, clip = Picture(type="filepath", label="picture"), Clip(label="clip")
-        question = gr.Textbox(examples()[0].questions[0], label="question")
-        method = gr.Textbox("divprune", label="method")
-        methods = gr.JSON(["divprune", "random"], label="methods")
-        keep = gr.Number(0.25, label="keep")
-        tokens = gr.Number(64, precision=0, label="max_new_tokens")
+        model = Argument("model", names[0], "string", f"One of {', '.join(names)}.")
+        seen = [Picture(type="filepath", label="picture"), Clip(label="clip")]
+        question = Argument("question", examples()[0].questions[0], "string", f"At most {limits.prompt:,} letters.")
+        written = "as the command line writes it, with parameters or as a chain: tome+fastv:layer=2"
+        method = Argument("method", "divprune", "string", f"A method {written}.")
+        methods = Argument("methods", ["divprune", "random"], "array", f"At most {MOST} methods, each {written}.")
+        keep = Argument(
+            "keep", 0.25, "number", "Share of the visual tokens that stay, in (0, 1], or a whole number of tokens."
+        )
+        tokens = Argument(
+            "max_new_tokens", min(64, longest), "integer", f"Longest answer in tokens, at most {longest}."
+        )
         result, drawn = gr.JSON(label="result"), gr.Image(label="kept tokens", format="png")
-        seen = [model, picture, clip, question]
         shared: dict[str, Any] = {"concurrency_id": "model", "show_progress": "hidden"}
         button = gr.Button()
-        button.click(answer, [*seen, method, keep, tokens], [result, drawn], api_name="ask", **shared)
-        button.click(selected, [*seen, method, keep], [result, drawn], api_name="select", **shared)
-        button.click(compared, [*seen, methods, keep], [result], api_name="compare", **shared)
+        button.click(answer, [model, question, method, keep, tokens, *seen], [result, drawn], api_name="ask", **shared)
+        button.click(selected, [model, question, method, keep, *seen], [result, drawn], api_name="select", **shared)
+        button.click(compared, [model, question, methods, keep, *seen], [result], api_name="compare", **shared)

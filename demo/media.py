@@ -78,8 +78,11 @@ def read_question(text: str, picture: str | None, clip: str | None, limits: Limi
 
     Raises:
         ValueError: The question is empty or too long, there is nothing to look at, or it cannot be read.
+        TypeError: The question is no text.
     """
-    text = (text or "").strip()
+    if not isinstance(text, str):
+        raise TypeError(f"question must be a text, got a {type(text).__name__}.")
+    text = text.strip()
     if not text:
         raise ValueError("question must not be empty; type one or pick one.")
     if len(text) > limits.prompt:
@@ -87,6 +90,11 @@ def read_question(text: str, picture: str | None, clip: str | None, limits: Limi
     if picture is None and clip is None:
         raise ValueError("there is nothing to look at; upload a picture or a clip, or pick an example.")
     file = Path(str(clip if picture is None else picture))
+    if not file.exists():
+        raise ValueError(
+            f"{file.name!r} is not here any more: files are deleted after {limits.upload_minutes:g} minutes. "
+            "Upload or pick it again."
+        )
     try:
         medium = load_video(file, frames=limits.frames) if picture is None else load_image(file)
     except (ValueError, OSError) as error:

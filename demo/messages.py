@@ -9,6 +9,9 @@ from contextlib import contextmanager
 import gradio as gr
 import torch
 
+LONGEST = 800
+"""Letters of a message."""
+
 _log = logging.getLogger("vtprune.demo")
 
 
@@ -22,7 +25,7 @@ def told() -> Iterator[None]:
     except (ValueError, TypeError) as error:
         # A wrong type may be a fault of ours as well: its traceback is kept.
         _log.info("refused: %s", error, exc_info=isinstance(error, TypeError))
-        raise gr.Error(str(error), title="That does not work", print_exception=False) from None
+        raise gr.Error(_line(str(error)), title="That does not work", print_exception=False) from None
     except torch.OutOfMemoryError:
         _log.exception("out of memory")
         say = "The device has not enough memory for this. Try a smaller picture, fewer frames or a smaller model."
@@ -31,3 +34,9 @@ def told() -> Iterator[None]:
         _log.exception("a request failed")
         say = "Something went wrong that you could not know of. The server's log says what."
         raise gr.Error(say, title="Sorry", print_exception=False) from None
+
+
+def _line(message: str) -> str:
+    """One line, as long as people read."""
+    line = " ".join(message.split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} …"

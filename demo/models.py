@@ -39,7 +39,7 @@ class Models:
         Raises:
             ValueError: It is none of those named at the start.
         """
-        if name not in self._loaded:
+        if not isinstance(name, str) or name not in self._loaded:
             raise ValueError(f"model must be one of {', '.join(self._loaded)}, got {name!r}.")
         return self._loaded[name]
 

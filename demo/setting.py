@@ -25,7 +25,7 @@ class Limits:
     """
 
     upload_mb: int = 64
-    upload_minutes: int = 30
+    upload_minutes: float = 30
     prompt: int = 2000
     new_tokens: int = 128
     frames: int = 32

@@ -15,12 +15,16 @@ class Stops:
     def begin(self, session: str, work: str) -> threading.Event:
         """An event for new work; what the visitor had begun of this kind stops."""
         event = threading.Event()
+        self.add(session, work, event)
+        return event
+
+    def add(self, session: str, work: str, event: threading.Event) -> None:
+        """Take up the event of new work; what the visitor had begun of this kind stops."""
         with self._lock:
             earlier = self._events.get((session, work))
             self._events[session, work] = event
         if earlier is not None:
             earlier.set()
-        return event
 
     def stop(self, session: str, work: str) -> None:
         """Stop a visitor's work of a kind; without effect if there is none."""
@@ -39,5 +43,12 @@ class Stops:
         """Stop all of a visitor's work."""
         with self._lock:
             events = [event for (owner, _), event in self._events.items() if owner == session]
+        for event in events:
+            event.set()
+
+    def close(self) -> None:
+        """Stop the work of all."""
+        with self._lock:
+            events = list(self._events.values())
         for event in events:
             event.set()

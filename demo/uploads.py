@@ -20,6 +20,10 @@ class _Uploaded:
             raise gr.Error("Give a file, not an address: this server fetches nothing.", print_exception=False)
         return await super().async_move_resource_to_block_cache(url_or_file_path)  # type: ignore[misc]
 
+    def _example(self, name: str) -> dict[str, Any]:
+        """For the page about the API."""
+        return {"path": name, "orig_name": name, "url": name, "meta": {"_type": "gradio.FileData"}}
+
 
 class Picture(_Uploaded, gr.Image):
     """A picture: uploaded, pasted or taken."""
@@ -28,6 +32,10 @@ class Picture(_Uploaded, gr.Image):
         """The name of the parts of the page that show it."""
         return "image"
 
+    def example_payload(self) -> dict[str, Any]:
+        """What may be given."""
+        return self._example("picture.png")
+
 
 class Clip(_Uploaded, gr.Video):
     """A clip: uploaded or taken."""
@@ -35,3 +43,7 @@ class Clip(_Uploaded, gr.Video):
     def get_block_name(self) -> str:
         """The name of the parts of the page that show it."""
         return "video"
+
+    def example_payload(self) -> dict[str, Any]:
+        """What may be given."""
+        return self._example("clip.mp4")

@@ -7,11 +7,11 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-import gradio as gr
 import pytest
 
 from vtprune.demo.app import build, launch
 from vtprune.demo.models import Models
+from vtprune.demo.page import Page
 from vtprune.demo.setting import Limits, Setting
 
 
@@ -27,7 +27,7 @@ class Served:
     """
 
     url: str
-    page: gr.Blocks
+    page: Page
     setting: Setting
     uploads: Path
 
