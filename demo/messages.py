@@ -9,6 +9,9 @@ from contextlib import contextmanager
 import gradio as gr
 import torch
 
+REFUSED = "That does not work"
+"""Over messages about what was given."""
+
 LONGEST = 800
 """Letters of a message."""
 
@@ -25,7 +28,7 @@ def told() -> Iterator[None]:
     except (ValueError, TypeError) as error:
         # A wrong type may be a fault of ours as well: its traceback is kept.
         _log.info("refused: %s", error, exc_info=isinstance(error, TypeError))
-        raise gr.Error(_line(str(error)), title="That does not work", print_exception=False) from None
+        raise gr.Error(_line(str(error)), title=REFUSED, print_exception=False) from None
     except torch.OutOfMemoryError:
         _log.exception("out of memory")
         say = "The device has not enough memory for this. Try a smaller picture, fewer frames or a smaller model."

@@ -11,9 +11,11 @@ from typing import Any
 import gradio as gr
 from gradio.utils import get_upload_folder
 
+from vtprune.demo.messages import REFUSED
 from vtprune.demo.setting import Limits
 from vtprune.demo.stops import Stops
 from vtprune.demo.sweeping import swept
+from vtprune.demo.uploads import NOT_UPLOADED
 
 _log = logging.getLogger("vtprune.demo")
 
@@ -39,8 +41,7 @@ class Page(gr.Blocks):
             raise
         except Exception as error:
             _log.info("refused what was sent: %s", error)
-            say = "What was sent does not suit the fields. Pictures and clips have to be uploaded first."
-            raise gr.Error(say, title="That does not work", print_exception=False) from None
+            raise gr.Error(NOT_UPLOADED, title=REFUSED, print_exception=False) from None
 
     @contextlib.asynccontextmanager
     async def served(self, _: Any) -> AsyncIterator[None]:
