@@ -40,15 +40,15 @@ def build(setting: Setting) -> Page:
             with gr.Column(scale=1, min_width=300, elem_id="panel"):
                 panel = question_panel(setting)
             with gr.Column(scale=3, min_width=320), gr.Tabs(elem_id="tabs") as tabs:
-                with gr.Tab("Ask", id="ask"):
+                with gr.Tab("Ask", id="ask", elem_id="ask"):
                     ask_tab(setting, panel, stops)
-                with gr.Tab("Compare", id="compare"):
+                with gr.Tab("Compare", id="compare", elem_id="compare"):
                     compare_tab(setting, panel, stops)
-                with gr.Tab(EXPLORE, id="explore"):
+                with gr.Tab(EXPLORE, id="explore", elem_id="explore"):
                     explore_tab(setting, panel, tabs)
-                with gr.Tab("Trade-offs", id="tradeoffs"):
+                with gr.Tab("Trade-offs", id="tradeoffs", elem_id="tradeoffs"):
                     tradeoffs_tab(setting, panel.model, stops)
-                with gr.Tab("Methods", id="methods"):
+                with gr.Tab("Methods", id="methods", elem_id="methods"):
                     methods_tab(setting)
         endpoints(setting, stops)
 

@@ -38,46 +38,47 @@ def question_panel(setting: Setting) -> Panel:
     model = gr.Dropdown(
         setting.models.names, value=setting.models.names[0], label="Model", interactive=True, filterable=False
     )
-    kind = gr.Radio([PICTURE, CLIP], value=PICTURE, label="Ask about a")
-    picture = Picture(
-        str(first.file),
-        label="Picture",
-        sources=["upload", "webcam", "clipboard"],
-        type="filepath",
-        image_mode=None,
-        height=260,
-        buttons=["fullscreen"],
-        alt_text="the picture that is asked about",
-    )
-    clip = Clip(label="Clip", sources=["upload", "webcam"], visible=False, buttons=[])
-    question = gr.Textbox(
-        first.questions[0],
-        label="Question",
-        info="Type one, or pick one.",
-        lines=2,
-        max_lines=6,
-        max_length=setting.limits.prompt,
-        elem_id="question",
-    )
-    ideas = gr.Dataset(
-        components=[gr.Textbox(visible=False)],
-        samples=_samples(first),
-        show_label=False,
-        elem_id="ideas",
-        type="values",
-    )
-    shown = gr.Gallery(
-        [_thumbnail(one) for one in examples()],
-        label="Examples",
-        columns=4,
-        height="auto",
-        allow_preview=False,
-        object_fit="cover",
-        interactive=False,
-        buttons=[],
-        elem_id="examples",
-        format="png",
-    )
+    with gr.Column(elem_classes="about"):
+        kind = gr.Radio([PICTURE, CLIP], value=PICTURE, label="Ask about a")
+        picture = Picture(
+            str(first.file),
+            label="Picture",
+            sources=["upload", "webcam", "clipboard"],
+            type="filepath",
+            image_mode=None,
+            height=260,
+            buttons=["fullscreen"],
+            alt_text="the picture that is asked about",
+        )
+        clip = Clip(label="Clip", sources=["upload", "webcam"], visible=False, buttons=[])
+        question = gr.Textbox(
+            first.questions[0],
+            label="Question",
+            info="Type one, or pick one.",
+            lines=2,
+            max_lines=6,
+            max_length=setting.limits.prompt,
+            elem_id="question",
+        )
+        ideas = gr.Dataset(
+            components=[gr.Textbox(visible=False)],
+            samples=_samples(first),
+            show_label=False,
+            elem_id="ideas",
+            type="values",
+        )
+        shown = gr.Gallery(
+            [_thumbnail(one) for one in examples()],
+            label="Examples",
+            columns=4,
+            height="auto",
+            allow_preview=False,
+            object_fit="cover",
+            interactive=False,
+            buttons=[],
+            elem_id="examples",
+            format="png",
+        )
     panel = Panel(model, kind, picture, clip, question)
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     kind.change(_show_kind, kind, [picture, clip], **quiet)

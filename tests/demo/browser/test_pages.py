@@ -8,7 +8,6 @@ import pytest
 
 from vtprune.models import shipped_example
 
-pytestmark = pytest.mark.xdist_group("browser")
 
 
 def answers(visitor):
