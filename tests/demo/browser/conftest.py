@@ -46,13 +46,7 @@ class Visitor:
         return getattr(self.window, name)
 
     def tab(self, name):
-        """Go to a tab; in a narrow window the last ones are in a menu."""
-        tab = self.window.locator("#tabs").get_by_role("tab", name=name, exact=True)
-        if tab.count():
-            tab.click()
-        else:
-            self.window.locator("#tabs .overflow-menu > button").click()
-            self.window.locator("#tabs .overflow-dropdown").get_by_text(name, exact=True).click()
+        self.window.get_by_role("tab", name=name, exact=True).click()
 
     def press(self, name):
         self.window.get_by_role("button", name=name, exact=True).click()

@@ -9,7 +9,6 @@ import pytest
 from vtprune.models import shipped_example
 
 
-
 def answers(visitor):
     return [visitor.locator(f"#answer-{which} textarea").input_value() for which in ("unpruned", "pruned")]
 
@@ -191,3 +190,17 @@ def test_what_chains_leave_place_by_place(visit):
     assert "tome" in figures.nth(1).inner_text()
     assert "fastv" in figures.nth(2).inner_text()
     visitor.shoot("ask-chain")
+
+
+@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark")])
+def test_methods_are_found(visit, width, theme):
+    visitor = visit(width, theme)
+    visitor.tab("Methods")
+    visitor.get_by_text("54 of 54 methods").wait_for()
+    visitor.get_by_role("textbox", name="Search").fill("fastv")
+    visitor.wait_for_function(
+        "[...document.querySelectorAll('#methods article')].filter(one => one.offsetParent).length < 10"
+    )
+    assert "fastv" in visitor.locator("#methods article h3").all_inner_texts()
+    visitor.shoot(f"methods-{width}-{theme}")
+    assert visitor.evaluate("document.documentElement.scrollWidth") <= width, "it must be scrolled sideways"

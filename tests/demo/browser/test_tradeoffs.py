@@ -9,8 +9,6 @@ import pytest
 from tests.evals.pages.folders import write_folder
 from vtprune.evals.pages.report import write_report
 
-pytestmark = pytest.mark.xdist_group("browser")
-
 EXAMPLE = "Example: tiny-llava, 300 questions of scenes"
 
 
