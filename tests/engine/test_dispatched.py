@@ -70,7 +70,7 @@ def run(model, method, inputs, **settings):
     """Logits of a prompt, an answer, and what was saved."""
     with vtprune.applied(model, method[0], **method[1]):
         logits = model(**inputs).logits.cpu()
-        saved = str(vtprune.report(model))
+        saved = vtprune.report(model)  # steps of every picture, too
         return logits, model.generate(**inputs, **ANSWER, **settings).cpu(), saved
 
 
