@@ -37,7 +37,7 @@ def ask_tab(setting: Setting, panel: Panel, stops: Stops) -> None:
     longest = setting.limits.new_tokens
     with gr.Row():
         with gr.Column(scale=3):
-            picker = method_picker()
+            picker = method_picker(loaded=setting.models.get(setting.models.names[0]))
         with gr.Column(scale=1, min_width=180):
             go = gr.Button("Ask", variant="primary", elem_id="ask-go")
             stop = gr.Button("Stop", elem_id="ask-stop", interactive=False)

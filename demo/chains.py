@@ -59,8 +59,11 @@ def read_chain(written: str) -> Chain:
 
 
 def write_chain(chain: Chain) -> str:
-    """A chain as text of the command line, which `read_chain` reads as the same."""
-    return "+".join(write_method(name, given) for name, given in chain)
+    """A chain as text of the command line, which `read_chain` reads as the same; parameters in the method's order."""
+    return "+".join(
+        write_method(name, {key: given[key] for key in catalogue()[name]["parameters"] if key in given})
+        for name, given in chain
+    )
 
 
 def problem(written: str) -> str:

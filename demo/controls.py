@@ -54,13 +54,16 @@ class MethodPicker:
         return gr.Dropdown(choices=offered(loaded, video)), _refused(refusals(loaded, video))
 
 
-def method_picker(label: str = "Method", value: str = "divprune", keep: float = 0.25) -> MethodPicker:
+def method_picker(
+    label: str = "Method", value: str = "divprune", keep: float = 0.25, loaded: Loaded | None = None
+) -> MethodPicker:
     """Lay out a picker inside the current Blocks.
 
     Args:
         label: Of the list of methods.
         value: What is chosen at first, as the command line writes it.
         keep: Its budget, a share of the visual tokens in [0.01, 1], where it takes one and has none.
+        loaded: The model that is asked at first, about a picture; with none, no method is marked as unfit.
 
     Raises:
         ValueError: `value` is no chain of methods.
@@ -73,7 +76,7 @@ def method_picker(label: str = "Method", value: str = "divprune", keep: float = 
     with gr.Row():
         with gr.Column(min_width=260):
             methods = gr.Dropdown(
-                choices(),
+                offered(loaded, video=False) if loaded else choices(),
                 value=names,
                 multiselect=True,
                 label=label,
@@ -84,8 +87,9 @@ def method_picker(label: str = "Method", value: str = "divprune", keep: float = 
             share = gr.Slider(chains.LEAST, 1, step=0.01, label="Budget", **as_share)
             tokens = gr.Number(precision=0, minimum=1, label="Budget", **as_tokens)
     about = gr.HTML(_about(first), elem_classes=["vtprune-flush", "vtprune-about"], apply_default_css=False)
-    # What the controls of parameters were drawn from, and how many times they have been; what all controls say.
-    drawn, agreed = gr.State((0, text)), gr.State(text)
+    # What the controls of parameters were drawn from, and how many times they have been; what all controls say; what
+    # was written when a visitor began to edit it.
+    drawn, agreed, found = gr.State((0, text)), gr.State(text), gr.State(text)
     with gr.Accordion("Parameters", open=False):
         unit = gr.Radio([("share of the tokens", SHARE), ("number of tokens", NUMBER)], label="Budget as", **as_unit)
         area = gr.Column()
@@ -97,30 +101,49 @@ def method_picker(label: str = "Method", value: str = "divprune", keep: float = 
             elem_classes="vtprune-written",
         )
     wrong = gr.HTML(elem_classes=["vtprune-flush", "vtprune-wrong"], apply_default_css=False)
-    refused = gr.HTML(elem_classes=["vtprune-flush", "vtprune-refused"], apply_default_css=False)
+    refused = gr.HTML(
+        _refused(refusals(loaded, video=False)) if loaded else "",
+        elem_classes=["vtprune-flush", "vtprune-refused"],
+        apply_default_css=False,
+    )
     budget = [unit, share, tokens]
 
     def chosen(names: list[str], before: str, drawn: tuple[int, str], *budget: Any) -> tuple[Any, ...]:
-        chain = chains.choose(chains.parse_chain(before) if before else [], names, _keep(*budget))
-        return agree(chains.write_chain(chain), drawn)
+        chain = chains.parse_chain(before) if before else []
+        if set(names) == {name for name, _ in chain}:
+            return tuple(gr.skip() for _ in synced)
+        chain = chains.choose(chain, names, _keep(*budget))
+        return gr.skip(), *agree(chains.write_chain(chain), drawn)[1:]
 
-    def edited(text: str, before: str, drawn: tuple[int, str]) -> tuple[Any, ...]:
-        done = text == before or chains.problem(text)
+    def edited(text: str, found: str | None, drawn: tuple[int, str]) -> tuple[Any, ...]:
+        done = text == found or chains.problem(text)
         return tuple(gr.skip() for _ in synced) if done else agree(text, drawn)
 
     def agree(text: str, drawn: tuple[int, str]) -> tuple[Any, ...]:
         chain = chains.parse_chain(text) if text else []
         props = [gr.update(**one) for one in _budget(chains.budget(chain))]
-        return [name for name, _ in chain], _about(chain), *props, (drawn[0] + 1, text), text, text
+        names = list(dict.fromkeys(name for name, _ in chain))
+        return names, _about(chain), *props, (drawn[0] + 1, text), text, text
+
+    def budgeted(before: str, *budget: Any) -> tuple[str, str]:
+        chain = chains.parse_chain(before)
+        place = chains.budget(chain).place
+        text = before if place is None else chains.write_chain(chains.set_budget(chain, place, _keep(*budget)))
+        return text, text
 
     synced = [methods, about, *budget, drawn, agreed, written]
-    methods.input(chosen, [methods, agreed, drawn, *budget], synced, **_QUEUED)
-    gr.on([written.submit, written.blur], edited, [written, agreed, drawn], synced, **_QUEUED)
+    # Not `input`: that does not tell when all are removed at once.
+    methods.change(chosen, [methods, agreed, drawn, *budget], synced, **_QUEUED)
+    gr.on([written.focus, written.submit], lambda text: text, written, found, trigger_mode="multiple", **_AT_ONCE)
+    written.submit(lambda text, drawn: edited(text, None, drawn), [written, drawn], synced, **_QUEUED)
+    written.blur(edited, [written, found, drawn], synced, **_QUEUED)
     written.change(_wrong, written, wrong, trigger_mode="always_last", **_AT_ONCE)
     unit.input(_visible, unit, [share, tokens], **_AT_ONCE)
+    moved = [part.input for part in budget]
+    gr.on(moved, budgeted, [agreed, *budget], [written, agreed], trigger_mode="always_last", **_AT_ONCE)
 
     with area:
-
+        # Only what is drawn here may be listened to here: Gradio would forget who else listens.
         @gr.render(drawn, show_progress="hidden")
         def draw(drawn: tuple[int, str]) -> None:
             chain = chains.parse_chain(drawn[1]) if drawn[1] else []
@@ -136,9 +159,10 @@ def method_picker(label: str = "Method", value: str = "divprune", keep: float = 
                 text = chains.write_chain(said)
                 return text, text
 
-            parts = [*budget, *(control for _, _, control in controls)]
-            changed = [_edit(part) for part in parts]
-            gr.on(changed, say, parts, [written, agreed], trigger_mode="always_last", **_AT_ONCE)
+            parts = [control for _, _, control in controls]
+            if parts:
+                changed = [_edit(part) for part in parts]
+                gr.on(changed, say, [*budget, *parts], [written, agreed], trigger_mode="always_last", **_AT_ONCE)
 
     return MethodPicker(methods, share, written, refused)
 
