@@ -106,7 +106,7 @@ def method_picker(
         elem_classes=["vtprune-flush", "vtprune-refused"],
         apply_default_css=False,
     )
-    budget = [unit, share, tokens]
+    budget: list[Any] = [unit, share, tokens]
 
     def chosen(names: list[str], before: str, drawn: tuple[int, str], *budget: Any) -> tuple[Any, ...]:
         chain = chains.parse_chain(before) if before else []
