@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vtprune.methods.base import Place
-from vtprune.painting import INK, LONGEST, MUTED, SHORTEST, Box, below, checked, panel, stacked, tiled
+from vtprune.painting import CELL, INK, LONGEST, MUTED, SHORTEST, Box, below, checked, panel, stacked, tiled
 from vtprune.report import PictureReport, Report, StepReport
 from vtprune.videos import Video
 
@@ -20,7 +20,8 @@ MOST_FRAMES = 5
 """Of a longer video that many frames are drawn for every step of a chain."""
 
 STEP, STEP_FRAME = 384, 240
-"""Longer side of a map of tokens, and of a frame, where every step of a chain is drawn, in pixels."""
+"""Longer side of a map of tokens (up to twice that if its cells are small), and of a frame, where every step of a chain
+is drawn, in pixels."""
 
 _GAP = 16
 
@@ -235,14 +236,21 @@ def _maps(
     side: int | None,
     held: Sequence[float] | None = None,
 ) -> Image.Image:
-    """The maps of a picture side by side, each of that longer side; None: as large as an overlay may be."""
+    """The maps of a picture side by side, each of that longer side, or up to twice where its cells are small.
+
+    None: as large as an overlay may be.
+    """
     planes = _planes(picture, held)
     if len(planes) > 1 and all(part.name == "tile" for part in picture.maps):
         planes = _joined(planes, image.width / image.height)
     # A thumbnail and the tiles put together again each cover the whole picture, whatever else is cropped.
     region = checked(region if len(planes) == 1 else None, image.size)
-    sides = (SHORTEST, LONGEST // len(planes)) if side is None else (side, side)
-    panels = [panel(image, group[0], share[0], region, sides) for group, share in planes]
+    panels = []
+    for group, share in planes:
+        sides = SHORTEST, LONGEST // len(planes)
+        if side is not None:
+            sides = (min(max(side, CELL * max(share.shape)), 2 * side),) * 2
+        panels.append(panel(image, group[0], share[0], region, sides))
     return tiled(panels, len(panels), 8)
 
 

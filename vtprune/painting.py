@@ -14,6 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 CELL = 20
 """Smallest side of a cell in pixels, as far as `LONGEST` allows."""
 
+FINE = 16
+"""Borders are thinner where a side of a cell has fewer pixels than this."""
+
 SHORTEST, LONGEST = 480, 1600
 """A picture is scaled so that its longer side, in pixels, lies between these."""
 
@@ -54,9 +57,10 @@ def panel(image: Image.Image, group: np.ndarray, share: np.ndarray, region: Box,
     ys = np.rint(np.linspace(region[1] * scale[1], region[3] * scale[1], rows + 1)).astype(int)
     canvas = _dim(canvas, share, xs, ys)
     canvas = _grid(canvas, xs, ys)
-    _borders(canvas, np.where(kept, group, -1), xs, ys, [(_BLACK, 3), (PAPER, 1)])
+    fine = min(np.diff(xs).min(), np.diff(ys).min()) < FINE
+    _borders(canvas, np.where(kept, group, -1), xs, ys, [(_BLACK, 2 if fine else 3), (PAPER, 1)])
     unit = max(1, round(min(canvas.size) / 480))
-    _borders(canvas, kept, xs, ys, [(_BLACK, 5 * unit), (_AMBER, 3 * unit)])
+    _borders(canvas, kept, xs, ys, [(_BLACK, 3), (_AMBER, 2)] if fine else [(_BLACK, 5 * unit), (_AMBER, 3 * unit)])
     return canvas
 
 
