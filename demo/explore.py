@@ -116,6 +116,7 @@ def explore_tab(setting: Setting, panel: Panel, tabs: gr.Tabs) -> None:
                 overlay: gr.update(value=file, visible=True),
                 steps: draw_steps(loaded, known.question, report),
                 bars: draw_bars(saved(report), chain.label),
+                keep: gr.update(interactive=chain.keep is not None),
                 layer: gr.update(interactive=takes, maximum=last, value=number),
                 prepared: known,
                 **share.show(request.python(), request.command(), report.to_dict()),
@@ -125,7 +126,7 @@ def explore_tab(setting: Setting, panel: Panel, tabs: gr.Tabs) -> None:
         return gr.update(choices=offered(setting.models.get(model), kind == CLIP))
 
     inputs = [*panel.fields, method, keep, layer, prepared, in_sight]
-    outputs = [overlay, bars, steps, layer, prepared, *share.fields]
+    outputs = [overlay, bars, steps, keep, layer, prepared, *share.fields]
     drawing: dict[str, Any] = {"concurrency_id": "model", **_QUIET}
     tabs.select(_in_sight, None, in_sight, queue=False, **_QUIET).then(handle, inputs, outputs, **drawing)
     changes = [

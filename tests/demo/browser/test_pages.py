@@ -204,3 +204,11 @@ def test_methods_are_found(visit, width, theme):
     assert "fastv" in visitor.locator("#methods article h3").all_inner_texts()
     visitor.shoot(f"methods-{width}-{theme}")
     assert visitor.evaluate("document.documentElement.scrollWidth") <= width, "it must be scrolled sideways"
+
+
+def test_no_method_at_all(visit):
+    visitor = visit()
+    visitor.locator("#ask").get_by_role("button", name="Clear").first.click()
+    visitor.wait_for_function("!document.querySelector('.vtprune-about p')")
+    visitor.press("Ask")
+    visitor.get_by_text("method must name at least one method").first.wait_for()
