@@ -12,7 +12,7 @@ import gradio as gr
 
 from vtprune.demo.controls import method_list
 from vtprune.demo.curves import draw_curves, tell_figures
-from vtprune.demo.evaluating import Progress, Wanted, evaluate, read_wanted
+from vtprune.demo.evaluating import Progress, evaluate, read_wanted
 from vtprune.demo.finished import find_runs
 from vtprune.demo.messages import told
 from vtprune.demo.setting import Setting
@@ -35,11 +35,13 @@ class Visit:
         chosen: Name of the run.
         view: The cost that quality is drawn against.
         own: By name; None before the first answers.
+        started: How many evaluations were.
     """
 
     chosen: str
     view: View = "tokens"
     own: dict[str, Run | None] = dataclasses.field(default_factory=dict)
+    started: int = 0
 
 
 def tradeoffs_tab(setting: Setting, model: gr.Dropdown, stops: Stops) -> None:
@@ -140,6 +142,16 @@ def tradeoffs_tab(setting: Setting, model: gr.Dropdown, stops: Stops) -> None:
             seen.view = view
             return shown(seen)
 
+    def check(model: str, suite: str, methods: Sequence[str], budgets: Sequence[str], count: float) -> dict[Any, Any]:
+        """What is wrong is told at once; otherwise there may be others before."""
+        with told():
+            wanted = read_wanted(setting.models, model, suite, methods, budgets, count, setting.limits.questions)
+        return {
+            status: _said("Waiting for a place in the queue …"),
+            command: gr.update(value=shlex.join([*wanted.command(), *flags(setting.loading)]), visible=True),
+            go: gr.update(interactive=False),
+        }
+
     def start(
         model: str,
         suite: str,
@@ -153,17 +165,18 @@ def tradeoffs_tab(setting: Setting, model: gr.Dropdown, stops: Stops) -> None:
         with told():
             wanted = read_wanted(setting.models, model, suite, methods, budgets, count, setting.limits.questions)
             event = stops.begin(session, _WORK)
-            name, before = _name(wanted, seen), seen.chosen
+            seen.started += 1
+            name, before = f"Yours {seen.started}: {', '.join(wanted.methods)}; {model} on {suite}", seen.chosen
             seen.own[name], seen.chosen = None, name
             try:
-                yield {
-                    runs: gr.update(choices=[*seen.own, *finished], value=name),
-                    command: gr.update(value=shlex.join([*wanted.command(), *flags(setting.loading)]), visible=True),
-                    stop: gr.update(interactive=True),
-                }
+                known = gr.update(choices=[*seen.own, *finished], value=name)
+                yield {runs: known, stop: gr.update(interactive=True)}
                 for now in evaluate(setting.models, wanted, setting.scratch, event):
                     seen.own[name] = now.run
                     yield {status: _status(now), **(shown(seen) if seen.chosen == name else {})}
+            except Exception:
+                yield {status: ""}
+                raise
             finally:
                 stops.end(session, _WORK, event)
                 if seen.own[name] is None:  # nothing was answered
@@ -173,27 +186,27 @@ def tradeoffs_tab(setting: Setting, model: gr.Dropdown, stops: Stops) -> None:
     def settle(seen: Visit) -> dict[Any, Any]:
         """Whatever came of it, the page shows what there is."""
         known = gr.update(choices=[*seen.own, *finished], value=seen.chosen)
-        return {runs: known, stop: gr.update(interactive=False), **shown(seen)}
+        buttons = {go: gr.update(interactive=True), stop: gr.update(interactive=False)}
+        return {runs: known, **buttons, **shown(seen)}
 
     def halt(request: gr.Request) -> None:
         stops.stop(str(request.session_hash), _WORK)
 
     runs.input(choose, [runs, visit], [plot, figures], **_QUIET)
     view.input(turn, [view, visit], [plot, figures], **_QUIET)
-    going = go.click(
+    wanted = [model, suite, methods, budgets, count]
+    # Not past the queue: errors of what does not go through it are not shown.
+    checked = go.click(check, wanted, [status, command, go], concurrency_limit=None, **_QUIET)
+    going = checked.success(
         start,
-        [model, suite, methods, budgets, count, visit],
-        [runs, status, command, stop, plot, figures],
+        [*wanted, visit],
+        [runs, status, stop, plot, figures],
         concurrency_id="evaluation",
         concurrency_limit=setting.limits.at_once,
         **_QUIET,
     )
-    going.then(settle, visit, [runs, stop, plot, figures], **_QUIET)
+    going.then(settle, visit, [runs, go, stop, plot, figures], **_QUIET)
     stop.click(halt, None, None, queue=False, **_QUIET)
-
-
-def _name(wanted: Wanted, seen: Visit) -> str:
-    return f"Yours {len(seen.own) + 1}: {', '.join(wanted.methods)}; {wanted.model} on {wanted.suite}"
 
 
 def _status(now: Progress) -> str:
@@ -202,4 +215,8 @@ def _status(now: Progress) -> str:
         f'<div class="progress" role="progressbar" aria-label="questions answered" aria-valuenow="{share:.0f}">'
         f'<span style="width: {share:.0f}%"></span></div>'
     )
-    return f'{"" if now.ended else bar}<p role="status">{escape(now.text)}</p>'
+    return ("" if now.ended else bar) + _said(now.text)
+
+
+def _said(text: str) -> str:
+    return f'<p role="status">{escape(text)}</p>'

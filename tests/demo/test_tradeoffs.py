@@ -63,7 +63,6 @@ def test_an_evaluation_grows_and_stays_with_its_visitor(handlers):
     (name,) = mine.own
     assert updates[0]["tradeoffs-runs"]["value"] == name
     assert updates[0]["tradeoffs-runs"]["choices"] == [name, EXAMPLE]
-    assert updates[0]["Code"]["value"].startswith("vtprune eval --model tiny-llava --suite scenes --method divprune")
     assert "4 questions of scenes" in updates[-2]["tradeoffs-plot"]
     assert "5 questions of scenes" in updates[-1]["tradeoffs-plot"]
     assert "Done: 5 of 5 questions" in updates[-1]["tradeoffs-status"]
@@ -71,6 +70,15 @@ def test_an_evaluation_grows_and_stays_with_its_visitor(handlers):
     with pytest.raises(gr.Error):
         handlers["choose"](name, others)
     assert named(handlers["settle"](others))["tradeoffs-runs"]["choices"] == [EXAMPLE]
+
+
+def test_what_is_wrong_is_told_before_there_is_a_queue(handlers):
+    checked = named(handlers["check"]("tiny-llava", "scenes", ["divprune"], ["0.25"], 5))
+    assert checked["Code"]["value"] == (
+        "vtprune eval --model tiny-llava --suite scenes --method divprune --keep 0.25 --limit 5 --batch-size 4"
+    )
+    with pytest.raises(gr.Error, match="questions must be a whole number between 1 and 100, got 101"):
+        handlers["check"]("tiny-llava", "scenes", ["divprune"], ["0.25"], 101)
 
 
 def test_another_run_may_be_looked_at_meanwhile(handlers):
