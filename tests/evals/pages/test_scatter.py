@@ -1,5 +1,7 @@
+from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree
 
+import matplotlib
 import pytest
 
 from vtprune.evals.pages.scatter import Point, draw_scatter
@@ -43,3 +45,13 @@ def test_few_points_are_drawn_too(points):
 def test_none_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         draw_scatter([], "x", "y", "key")
+
+
+def test_several_threads_draw_at_once():
+    """The style of matplotlib is global: each drawing has ours, and afterwards it is what it was."""
+    before = dict(matplotlib.rcParams)
+    alone = draw_scatter(POINTS, "x", "y", "key")
+    with ThreadPoolExecutor(4) as threads:
+        drawn = list(threads.map(lambda _: draw_scatter(POINTS, "x", "y", "key"), range(8)))
+    assert set(drawn) == {alone}
+    assert dict(matplotlib.rcParams) == before
