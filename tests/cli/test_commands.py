@@ -42,9 +42,11 @@ def test_one_method_in_full(invoke):
     assert said.startswith("fastv: Keeps the visual tokens that the last prompt token attended to most")
     assert "attention of the last prompt token in the decoder layer before" in said
     assert "first decoder layer with the reduced set" in said
+    assert "'mean', 'max'" in invoke("methods", "snapkv").stdout
     (found,) = json.loads(invoke("methods", "fastv", "--json").stdout)
     assert found["arxiv"] == "2403.06764"
     assert found["about_parameters"]["keep"].startswith("ratio in (0, 1]")
+    assert found["choices"] == {"positions": ["auto", "original", "compact"]}
 
 
 def test_version(invoke):
