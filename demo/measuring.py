@@ -15,11 +15,11 @@ from vtprune.demo.answering import Answer, Clock
 from vtprune.methods import Method
 from vtprune.models import Loaded
 
-ROUNDS = 3
+ROUNDS = 5
 TOKENS = 17
 """Decoded in a round: the first, whose time is the time to first token, and 16 more, whose rate is that of decoding."""
 
-PATIENCE = 10.0
+PATIENCE = 8.0
 """Seconds after which no further round begins."""
 
 

@@ -18,8 +18,8 @@ class ShareBox:
 
     def __init__(self, name: str) -> None:
         with gr.Accordion("Share this result", open=False, visible=False, elem_id=f"{name}-share") as self.box:
-            self.python = gr.Code(language="python", label="Python", interactive=False)
-            self.command = gr.Code(language="shell", label="Command line", interactive=False)
+            self.python = gr.Code(language="python", label="Python", interactive=False, lines=3, wrap_lines=True)
+            self.command = gr.Code(language="shell", label="Command line", interactive=False, lines=1, wrap_lines=True)
             self.download = gr.DownloadButton("Download the result as JSON")
         self.fields: list[Any] = [self.box, self.python, self.command, self.download]
 
