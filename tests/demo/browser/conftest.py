@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+# A camera that shows a moving pattern, and needs no permission.
+_ARGUMENTS = ["--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
 _PATIENCE = 60_000  # milliseconds; the machines that run tests may be busy
 
 
@@ -30,7 +32,7 @@ def browser():
     if chromium is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
     with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        launched = started.chromium.launch(executable_path=chromium, args=_ARGUMENTS)
         yield launched
         launched.close()
 
@@ -77,7 +79,9 @@ def visit(browser, served, shots):
             strange.append(request.url)
 
     def call(width=1280, theme="light"):
-        context = browser.new_context(viewport={"width": width, "height": 900}, accept_downloads=True)
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, accept_downloads=True, permissions=["camera"]
+        )
         contexts.append(context)
         window = context.new_page()
         window.set_default_timeout(_PATIENCE)

@@ -212,3 +212,15 @@ def test_no_method_at_all(visit):
     visitor.wait_for_function("!document.querySelector('.vtprune-about p')")
     visitor.press("Ask")
     visitor.get_by_text("method must name at least one method").first.wait_for()
+
+
+def test_a_picture_is_taken(visit):
+    visitor = visit()
+    visitor.get_by_label("Capture from camera").click()
+    visitor.get_by_text("Click to Access Webcam").click()
+    visitor.wait_for_function("document.querySelector('#panel video')?.currentTime > 0.2")
+    visitor.get_by_label("capture photo").click()
+    visitor.locator("#panel .image-frame img").wait_for()
+    visitor.press("Ask")
+    assert asked(visitor)[0]
+    visitor.shoot("webcam")
