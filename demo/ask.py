@@ -13,6 +13,7 @@ from vtprune.demo.bars import draw_bars, saved, timed
 from vtprune.demo.chosen import read_chosen
 from vtprune.demo.controls import method_picker
 from vtprune.demo.drawing import draw_kept
+from vtprune.demo.events import AT_ONCE, QUIET
 from vtprune.demo.measuring import TOKENS
 from vtprune.demo.messages import told
 from vtprune.demo.panel import CLIP, Panel, read_panel
@@ -23,7 +24,6 @@ from vtprune.demo.steps import draw_steps
 from vtprune.demo.stops import Stops
 
 _WORK = "ask"
-_QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def ask_tab(setting: Setting, panel: Panel, stops: Stops) -> None:
@@ -70,7 +70,7 @@ def ask_tab(setting: Setting, panel: Panel, stops: Stops) -> None:
         try:
             with told():
                 chain = read_chosen(method, None)
-                asked = read_panel(kind, picture, clip, question, setting.limits)
+                asked = read_panel(setting, model, kind, picture, clip, question)
                 tokens = check_tokens(max_new_tokens, longest)
                 whole = Request(model, setting.loading, asked, chain, tokens, setting.limits.frames)
                 loaded = setting.models.get(model)
@@ -111,11 +111,11 @@ def ask_tab(setting: Setting, panel: Panel, stops: Stops) -> None:
 
     inputs = [*panel.fields, picker.written, length]
     outputs = [status, unpruned, pruned, bars, beside, overlay, sheet, steps, stop, *share.fields]
-    going = go.click(handle, inputs, outputs, concurrency_id="model", **_QUIET)
-    going.then(lambda: gr.update(interactive=False), None, stop, queue=False, **_QUIET)
-    stop.click(halt, None, None, queue=False, **_QUIET)
+    going = go.click(handle, inputs, outputs, concurrency_id="model", **QUIET)
+    going.then(lambda: gr.update(interactive=False), None, stop, **AT_ONCE)
+    stop.click(halt, None, None, **AT_ONCE)
     fields = [panel.model, panel.kind]
-    gr.on([panel.model.change, panel.kind.change], fit, fields, picker.fitted, queue=False, **_QUIET)
+    gr.on([panel.model.change, panel.kind.change], fit, fields, picker.fitted, **AT_ONCE)
 
 
 def kept_picture(name: str) -> gr.Image:

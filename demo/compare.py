@@ -12,6 +12,7 @@ from vtprune.demo.chosen import Chosen, read_chosen
 from vtprune.demo.comparing import Entry, compare
 from vtprune.demo.controls import method_list
 from vtprune.demo.drawing import draw_kept, draw_untouched
+from vtprune.demo.events import AT_ONCE, QUIET
 from vtprune.demo.media import Question
 from vtprune.demo.messages import told
 from vtprune.demo.panel import Panel, read_panel
@@ -31,7 +32,6 @@ ANSWER = 64
 
 _WORK = "compare"
 _COSTS = {"ttft": "time to first token, % of unpruned", "flops": "prefill FLOPs, % of unpruned"}
-_QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 def compare_tab(setting: Setting, panel: Panel, stops: Stops) -> None:
@@ -73,7 +73,7 @@ def compare_tab(setting: Setting, panel: Panel, stops: Stops) -> None:
         try:
             with told():
                 chains = read_several(written, budget)
-                asked = read_panel(kind, picture, clip, question, setting.limits)
+                asked = read_panel(setting, model, kind, picture, clip, question)
                 loaded = setting.models.get(model)
                 tokens = min(ANSWER, setting.limits.new_tokens)
                 yield {
@@ -109,9 +109,9 @@ def compare_tab(setting: Setting, panel: Panel, stops: Stops) -> None:
         stops.stop(str(request.session_hash), _WORK)
 
     outputs = [status, cards, *scatters.values(), stop, *share.fields]
-    going = go.click(handle, [*panel.fields, methods, keep], outputs, concurrency_id="model", **_QUIET)
-    going.then(lambda: gr.update(interactive=False), None, stop, queue=False, **_QUIET)
-    stop.click(halt, None, None, queue=False, **_QUIET)
+    going = go.click(handle, [*panel.fields, methods, keep], outputs, concurrency_id="model", **QUIET)
+    going.then(lambda: gr.update(interactive=False), None, stop, **AT_ONCE)
+    stop.click(halt, None, None, **AT_ONCE)
 
 
 def read_several(written: Sequence[str] | None, keep: float) -> list[Chosen]:

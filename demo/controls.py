@@ -12,15 +12,14 @@ import gradio as gr
 from vtprune.budget import Budget
 from vtprune.demo import chains
 from vtprune.demo.catalogue import catalogue, choices, offered, refusals
+from vtprune.demo.events import AT_ONCE, QUIET
 from vtprune.demo.parameters import Parameter, parameters
 from vtprune.methods.parse import write_value
 from vtprune.models import Loaded
 
 SHARE, NUMBER = "share", "number"
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-_AT_ONCE: dict[str, Any] = {**_QUIET, "queue": False}
 # What is drawn anew on a change of state must be queued: Gradio tells the page of such changes only then.
-_QUEUED: dict[str, Any] = {**_QUIET, "concurrency_limit": None}
+_QUEUED: dict[str, Any] = {**QUIET, "concurrency_limit": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,13 +133,13 @@ def method_picker(
     synced = [methods, about, *budget, drawn, agreed, written]
     # Not `input`: that does not tell when all are removed at once.
     methods.change(chosen, [methods, agreed, drawn, *budget], synced, **_QUEUED)
-    gr.on([written.focus, written.submit], lambda text: text, written, found, trigger_mode="multiple", **_AT_ONCE)
+    gr.on([written.focus, written.submit], lambda text: text, written, found, trigger_mode="multiple", **AT_ONCE)
     written.submit(lambda text, drawn: edited(text, None, drawn), [written, drawn], synced, **_QUEUED)
     written.blur(edited, [written, found, drawn], synced, **_QUEUED)
-    written.change(_wrong, written, wrong, trigger_mode="always_last", **_AT_ONCE)
-    unit.input(_visible, unit, [share, tokens], **_AT_ONCE)
+    written.change(_wrong, written, wrong, trigger_mode="always_last", **AT_ONCE)
+    unit.input(_visible, unit, [share, tokens], **AT_ONCE)
     moved = [part.input for part in budget]
-    gr.on(moved, budgeted, [agreed, *budget], [written, agreed], trigger_mode="always_last", **_AT_ONCE)
+    gr.on(moved, budgeted, [agreed, *budget], [written, agreed], trigger_mode="always_last", **AT_ONCE)
 
     with area:
         # Only what is drawn here may be listened to here: Gradio would forget who else listens.
@@ -162,7 +161,7 @@ def method_picker(
             parts = [control for _, _, control in controls]
             if parts:
                 changed = [_edit(part) for part in parts]
-                gr.on(changed, say, [*budget, *parts], [written, agreed], trigger_mode="always_last", **_AT_ONCE)
+                gr.on(changed, say, [*budget, *parts], [written, agreed], trigger_mode="always_last", **AT_ONCE)
 
     return MethodPicker(methods, share, written, refused)
 

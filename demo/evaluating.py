@@ -8,7 +8,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from vtprune.evals.pages.runs import Run
 from vtprune.evals.runner.configurations import Configuration, plan
 from vtprune.evals.runner.evaluate import evaluate_by_batches, sum_up
 from vtprune.evals.runner.folder import CONFIG, QUESTIONS, read_records
-from vtprune.inputs import takes_videos
 from vtprune.methods.parse import parse_value
 
 BATCH = 4
@@ -59,6 +58,23 @@ class Wanted:
         if self.budgets:
             words += ["--keep", *map(str, self.budgets)]
         return [*words, "--limit", str(self.questions), "--batch-size", str(BATCH)]
+
+    def python(self, loading: Mapping[str, str | bool]) -> str:
+        """A line of Python that does the same, below what it needs to import.
+
+        Args:
+            loading: What else than its name the model is loaded with, by argument of `vtprune.models.load_model`.
+        """
+        more = "".join(f", {name}={value!r}" for name, value in loading.items())
+        return (
+            "import pathlib\n"
+            "from vtprune.evals.data.suites import read_suite\n"
+            "from vtprune.evals.runner.configurations import plan\n"
+            "from vtprune.evals.runner.evaluate import evaluate\n"
+            "from vtprune.models import load_model\n\n"
+            f"evaluate(load_model({self.model!r}{more}), read_suite({self.suite!r}, limit={self.questions}), "
+            f"plan({list(self.methods)}, {list(self.budgets)}), pathlib.Path('runs/mine'), batch_size={BATCH})"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,11 +140,11 @@ def read_wanted(
     Raises:
         ValueError, TypeError: One of them is malformed, unknown or out of range, or they do not go together.
     """
-    loaded = models.get(model)
+    models.get(model)  # says so if there is none
     if suite not in SUITES:
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {suite!r}.")
-    if suite == "clips" and not takes_videos(loaded.processor):
-        raise ValueError(f"model {model!r} takes no videos; choose pictures, or another model.")
+    if suite == "clips":
+        models.check_clips(model)
     if questions != int(questions) or not 1 <= questions <= most_questions:
         raise ValueError(f"questions must be a whole number between 1 and {most_questions}, got {questions:g}.")
     if not methods:

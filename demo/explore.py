@@ -14,6 +14,7 @@ from vtprune.demo.bars import draw_bars, saved
 from vtprune.demo.chosen import read_chosen
 from vtprune.demo.controls import offered
 from vtprune.demo.drawing import as_jpeg, draw_kept
+from vtprune.demo.events import AT_ONCE, QUIET
 from vtprune.demo.media import Question
 from vtprune.demo.messages import told
 from vtprune.demo.panel import CLIP, Panel, read_panel
@@ -25,8 +26,6 @@ from vtprune.integrations import integrate
 from vtprune.methods import get_method
 
 EXPLORE = "Explore"
-
-_QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +101,7 @@ def explore_tab(setting: Setting, panel: Panel, tabs: gr.Tabs) -> None:
             loaded = setting.models.get(model)
             asked = (model, kind, picture, clip, question)
             if known is None or known.asked != asked:
-                read = read_panel(kind, picture, clip, question, setting.limits)
+                read = read_panel(setting, model, kind, picture, clip, question)
                 known = Prepared(asked, read, read.inputs(loaded, 1))
             last = len(integrate(loaded.model).decoder_layers) - 1
             takes, number = _takes_layer(name), min(int(number), last)
@@ -127,8 +126,8 @@ def explore_tab(setting: Setting, panel: Panel, tabs: gr.Tabs) -> None:
 
     inputs = [*panel.fields, method, keep, layer, prepared, in_sight]
     outputs = [overlay, bars, steps, keep, layer, prepared, *share.fields]
-    drawing: dict[str, Any] = {"concurrency_id": "model", **_QUIET}
-    tabs.select(_in_sight, None, in_sight, queue=False, **_QUIET).then(handle, inputs, outputs, **drawing)
+    drawing: dict[str, Any] = {"concurrency_id": "model", **QUIET}
+    tabs.select(_in_sight, None, in_sight, **AT_ONCE).then(handle, inputs, outputs, **drawing)
     changes = [
         method.change,
         keep.change,
@@ -140,7 +139,7 @@ def explore_tab(setting: Setting, panel: Panel, tabs: gr.Tabs) -> None:
     ]
     gr.on(changes, handle, inputs, outputs, trigger_mode="always_last", **drawing)
     fields = [panel.model, panel.kind]
-    gr.on([panel.model.change, panel.kind.change], choices, fields, method, queue=False, **_QUIET)
+    gr.on([panel.model.change, panel.kind.change], choices, fields, method, **AT_ONCE)
 
 
 def _in_sight(event: gr.SelectData) -> bool:

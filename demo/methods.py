@@ -5,6 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from vtprune.demo import cards
+from vtprune.demo.events import AT_ONCE
 from vtprune.demo.setting import Setting
 
 _COPY = """
@@ -39,8 +40,6 @@ def methods_tab(setting: Setting) -> None:
         lambda *asked: cards.only(cards.matching(*asked)),
         [search, place, kind],
         count,
-        queue=False,
-        show_progress="hidden",
         trigger_mode="always_last",
-        api_visibility="private",
+        **AT_ONCE,
     )

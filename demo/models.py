@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from vtprune.demo.turns import Turns
+from vtprune.inputs import takes_videos
 from vtprune.models import Loaded
 
 
@@ -42,6 +43,18 @@ class Models:
         if not isinstance(name, str) or name not in self._loaded:
             raise ValueError(f"model must be one of {', '.join(self._loaded)}, got {name!r}.")
         return self._loaded[name]
+
+    def check_clips(self, name: str) -> None:
+        """See whether a model takes clips.
+
+        Raises:
+            ValueError: It does not, or is none of those named at the start.
+        """
+        if takes_videos(self.get(name).processor):
+            return
+        others = [one.name for one in self._loaded.values() if takes_videos(one.processor)]
+        instead = f"for clips choose {' or '.join(others)}" if others else "no model of this page takes clips"
+        raise ValueError(f"model {name!r} takes pictures only; {instead}.")
 
     @contextmanager
     def lease(self, name: str) -> Iterator[Loaded]:

@@ -7,9 +7,10 @@ from typing import Any
 
 import gradio as gr
 
+from vtprune.demo.events import QUIET
 from vtprune.demo.examples import Example, examples
 from vtprune.demo.media import Question, read_question
-from vtprune.demo.setting import Limits, Setting
+from vtprune.demo.setting import Setting
 from vtprune.demo.uploads import Clip, Picture
 from vtprune.videos import load_video
 
@@ -80,22 +81,24 @@ def question_panel(setting: Setting) -> Panel:
             format="png",
         )
     panel = Panel(model, kind, picture, clip, question)
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    kind.change(_show_kind, kind, [picture, clip], **quiet)
-    shown.select(_pick, None, [kind, picture, clip, question, ideas], **quiet)
-    ideas.click(lambda picked: picked[0], ideas, question, **quiet)
+    kind.change(_show_kind, kind, [picture, clip], **QUIET)
+    shown.select(_pick, None, [kind, picture, clip, question, ideas], **QUIET)
+    ideas.click(lambda picked: picked[0], ideas, question, **QUIET)
     return panel
 
 
-def read_panel(kind: str, picture: str | None, clip: str | None, question: str, limits: Limits) -> Question:
+def read_panel(
+    setting: Setting, model: str, kind: str, picture: str | None, clip: str | None, question: str
+) -> Question:
     """What is asked: of picture and clip only the one that is in sight.
 
     Raises:
-        ValueError: As `vtprune.demo.media.read_question`.
+        ValueError: As `vtprune.demo.media.read_question`, or the model takes no clips.
     """
-    if kind == CLIP:
-        return read_question(question, None, clip, limits)
-    return read_question(question, picture, None, limits)
+    if kind != CLIP:
+        return read_question(question, picture, None, setting.limits)
+    setting.models.check_clips(model)
+    return read_question(question, None, clip, setting.limits)
 
 
 def _thumbnail(example: Example) -> Any:

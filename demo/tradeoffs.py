@@ -13,6 +13,7 @@ import gradio as gr
 from vtprune.demo.controls import method_list
 from vtprune.demo.curves import draw_curves, tell_figures
 from vtprune.demo.evaluating import Progress, evaluate, read_wanted
+from vtprune.demo.events import AT_ONCE, QUIET
 from vtprune.demo.finished import find_runs
 from vtprune.demo.messages import told
 from vtprune.demo.setting import Setting
@@ -24,7 +25,6 @@ from vtprune.evals.pages.runs import Run
 
 _WORK = "evaluate"
 _WAITING = "<p>The curves appear with the first answers, and grow.</p>"
-_QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 @dataclasses.dataclass
@@ -111,14 +111,12 @@ def tradeoffs_tab(setting: Setting, model: gr.Dropdown, stops: Stops) -> None:
             go = gr.Button("Evaluate", variant="primary", elem_id="tradeoffs-go")
             stop = gr.Button("Stop", interactive=False, elem_id="tradeoffs-stop")
         status = gr.HTML(elem_id="tradeoffs-status", elem_classes="status")
-        command = gr.Code(
-            language="shell",
-            label="Command line that does the same",
-            interactive=False,
-            visible=False,
-            lines=1,
-            wrap_lines=True,
-        )
+        with gr.Column(visible=False) as same:
+            code: dict[str, Any] = {"interactive": False, "wrap_lines": True}
+            python = gr.Code(label="Python that does the same", language="python", elem_id="tradeoffs-python", **code)
+            command = gr.Code(
+                label="Command line that does the same", language="shell", lines=1, elem_id="tradeoffs-command", **code
+            )
     plot = gr.HTML(draw_curves(finished[first], "tokens"), elem_id="tradeoffs-plot", elem_classes="plot")
     figures = gr.HTML(tell_figures(finished[first]), elem_id="tradeoffs-figures")
 
@@ -148,7 +146,9 @@ def tradeoffs_tab(setting: Setting, model: gr.Dropdown, stops: Stops) -> None:
             wanted = read_wanted(setting.models, model, suite, methods, budgets, count, setting.limits.questions)
         return {
             status: _said("Waiting for a place in the queue …"),
-            command: gr.update(value=shlex.join([*wanted.command(), *flags(setting.loading)]), visible=True),
+            same: gr.update(visible=True),
+            python: wanted.python(setting.loading),
+            command: shlex.join([*wanted.command(), *flags(setting.loading)]),
             go: gr.update(interactive=False),
         }
 
@@ -192,21 +192,21 @@ def tradeoffs_tab(setting: Setting, model: gr.Dropdown, stops: Stops) -> None:
     def halt(request: gr.Request) -> None:
         stops.stop(str(request.session_hash), _WORK)
 
-    runs.input(choose, [runs, visit], [plot, figures], **_QUIET)
-    view.input(turn, [view, visit], [plot, figures], **_QUIET)
+    runs.input(choose, [runs, visit], [plot, figures], **QUIET)
+    view.input(turn, [view, visit], [plot, figures], **QUIET)
     wanted = [model, suite, methods, budgets, count]
     # Not past the queue: errors of what does not go through it are not shown.
-    checked = go.click(check, wanted, [status, command, go], concurrency_limit=None, **_QUIET)
+    checked = go.click(check, wanted, [status, same, python, command, go], concurrency_limit=None, **QUIET)
     going = checked.success(
         start,
         [*wanted, visit],
         [runs, status, stop, plot, figures],
         concurrency_id="evaluation",
         concurrency_limit=setting.limits.at_once,
-        **_QUIET,
+        **QUIET,
     )
-    going.then(settle, visit, [runs, go, stop, plot, figures], **_QUIET)
-    stop.click(halt, None, None, queue=False, **_QUIET)
+    going.then(settle, visit, [runs, go, stop, plot, figures], **QUIET)
+    stop.click(halt, None, None, **AT_ONCE)
 
 
 def _status(now: Progress) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -56,7 +57,7 @@ def test_what_is_wanted_is_read(models):
     [
         ({"model": "/etc"}, "model must be one of tiny-llava"),
         ({"suite": "/etc/passwd"}, "suite must be one of scenes, clips"),
-        ({"suite": "clips"}, "takes no videos"),
+        ({"suite": "clips"}, "takes pictures only"),
         ({"methods": []}, "methods must be at least one"),
         ({"methods": ["divprun"]}, "divprune"),
         ({"methods": ["gsearch:rates=/etc/passwd"]}, "rates"),
@@ -83,6 +84,12 @@ def test_it_finds_what_the_command_line_finds(models, whole, tmp_path):
     assert [one.ended for one in told] == [False, False, False, True]
     assert not told[-1].stopped
     assert not list(tmp_path.iterdir())
+
+
+def test_its_line_of_python_finds_the_same(whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(WANTED.python({"dtype": "float32"}), {})
+    assert answered(json.loads((tmp_path / "runs" / "mine" / "summary.json").read_text())) == answered(whole)
 
 
 def test_two_visitors_at_once_find_what_each_would_alone(models, whole, tmp_path):

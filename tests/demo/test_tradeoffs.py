@@ -74,7 +74,8 @@ def test_an_evaluation_grows_and_stays_with_its_visitor(handlers):
 
 def test_what_is_wrong_is_told_before_there_is_a_queue(handlers):
     checked = named(handlers["check"]("tiny-llava", "scenes", ["divprune"], ["0.25"], 5))
-    assert checked["Code"]["value"] == (
+    assert "evaluate(load_model('tiny-llava'), read_suite('scenes', limit=5)" in checked["tradeoffs-python"]
+    assert checked["tradeoffs-command"] == (
         "vtprune eval --model tiny-llava --suite scenes --method divprune --keep 0.25 --limit 5 --batch-size 4"
     )
     with pytest.raises(gr.Error, match="questions must be a whole number between 1 and 100, got 101"):

@@ -69,6 +69,14 @@ def test_only_models_that_were_named_can_be_had():
         pass
 
 
+def test_who_asks_about_a_clip_is_told_which_model_takes_it(models):
+    models.check_clips("tiny-qwen2.5-vl")
+    with pytest.raises(ValueError, match=r"'tiny-llava' takes pictures only; for clips choose tiny-qwen2.5-vl\."):
+        models.check_clips("tiny-llava")
+    with pytest.raises(ValueError, match="no model of this page takes clips"):
+        Models([models.get("tiny-llava")]).check_clips("tiny-llava")
+
+
 @pytest.mark.parametrize("names", [[], ["one", "one"]])
 def test_models_have_names_of_their_own(names):
     with pytest.raises(ValueError, match="each named once"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
+import signal
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -40,6 +42,9 @@ def demo(
         typer.Option("--at-once", min=1, help="Requests that are worked on at once; others wait in a queue."),
     ] = 4,
     device: Device = "auto",
+    device_map: Annotated[
+        str | None, typer.Option("--device-map", help="auto spreads models over all GPUs of a machine.")
+    ] = None,
     dtype: Dtype = "auto",
     attention: Attention = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -56,6 +61,7 @@ def demo(
     check_extras()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _end)
     with tempfile.TemporaryDirectory(prefix="vtprune-demo-") as scratch:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(scratch) / "uploads")
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -64,13 +70,20 @@ def demo(
         from vtprune.demo.setting import Limits, Setting
         from vtprune.models import load_model, shipped_models
 
-        given = {"device": device, "dtype": dtype, "attention": attention, "trust_remote_code": trust_remote_code}
-        loading = {name: value for name, value in given.items() if value not in ("auto", None, False)}
+        given: dict[str, Any] = {
+            "device": device,
+            "device_map": device_map,
+            "dtype": dtype,
+            "attention": attention,
+            "trust_remote_code": trust_remote_code,
+        }
+        plain = inspect.signature(load_model).parameters
+        loading = {name: value for name, value in given.items() if value != plain[name].default}
         with input_errors():
             for folder in results or []:
                 if not folder.is_dir():
                     raise ValueError(f"--results {str(folder)!r} is no folder.")
-            loaded = [load_model(name, **loading) for name in model or _shipped(shipped_models())]  # type: ignore[arg-type]
+            loaded = [load_model(name, **loading) for name in model or _shipped(shipped_models())]
             setting = Setting(
                 Models(loaded),
                 Path(scratch),
@@ -102,3 +115,8 @@ def demo(
 def _shipped(names: list[str]) -> list[str]:
     """Shipped models, first the one that is the default elsewhere."""
     return sorted(names, key=lambda name: name != "tiny-llava")
+
+
+def _end(number: int, frame: object) -> None:
+    """Containers end programs by a signal; what was uploaded must not stay behind."""
+    raise SystemExit(128 + number)

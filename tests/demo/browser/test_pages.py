@@ -68,7 +68,8 @@ def test_a_model_that_takes_no_clips_says_so(visit):
     visitor.locator("#examples button").nth(6).click()
     visitor.locator("#panel video").wait_for()
     visitor.press("Ask")
-    visitor.get_by_text("takes pictures only, no videos").wait_for()
+    visitor.get_by_text("for clips choose tiny-qwen2.5-vl").first.wait_for()
+    visitor.locator("#ask-stop[disabled]").wait_for()
     visitor.shoot("message")
 
 
