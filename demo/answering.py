@@ -67,9 +67,8 @@ def stream_answer(
     streamer = _Streamer(loaded.processor.tokenizer)
     closed = threading.Event()
     outcome: list[BaseException | Report | None] = []
-    worker = threading.Thread(
-        target=_generate, args=(loaded, inputs, methods, new_tokens, [stop, closed], streamer, outcome), daemon=True
-    )
+    work = loaded, inputs, methods, new_tokens, [stop, closed], streamer, outcome
+    worker = threading.Thread(target=_generate, args=work, name="vtprune-answer", daemon=True)
     worker.start()
     text = ""
     try:

@@ -66,13 +66,12 @@ def ask(
     state = Asked(now="waiting for the model")
     yield state
     with models.lease(model) as loaded:
-        if stop.is_set():
-            return
-        inputs = question.inputs(loaded, new_tokens)
-        state = dataclasses.replace(state, now="answering without pruning")
-        for answer in stream_answer(loaded, inputs, [], new_tokens, stop):
-            state = dataclasses.replace(state, unpruned=answer)
-            yield state
+        if not stop.is_set():
+            inputs = question.inputs(loaded, new_tokens)
+            state = dataclasses.replace(state, now="answering without pruning")
+            for answer in stream_answer(loaded, inputs, [], new_tokens, stop):
+                state = dataclasses.replace(state, unpruned=answer)
+                yield state
     if not stop.is_set():
         with models.lease(model) as loaded:
             state = dataclasses.replace(state, now="answering with pruning")

@@ -83,9 +83,9 @@ def compare(
     with models.lease(model) as loaded:
         inputs = question.inputs(loaded, new_tokens)
     for chain in (None, *chains):
-        if stop.is_set():
-            return
         with models.lease(model) as loaded:
+            if stop.is_set():
+                return
             entry, probabilities = _answer(loaded, inputs, chain, new_tokens, stop)
         if first is None:
             first = probabilities
@@ -122,7 +122,7 @@ def _timed(models: Models, model: str, inputs: Any, entries: list[Entry], stop: 
             break
         with models.lease(model) as loaded:
             for entry, times in zip(entries, found, strict=True):
-                if not entry.error:
+                if not entry.error and not stop.is_set():
                     times.append(_first_token(loaded, inputs, entry.chain))
     return [
         dataclasses.replace(entry, ttft_ms=statistics.median(times)) if times else entry

@@ -23,7 +23,7 @@ async def follow(work: Generator[Step, None, None], stop: threading.Event) -> As
     Yields:
         What the generator does. It has ended when this has.
     """
-    loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, thread_name_prefix="vtprune-demo")
+    loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, thread_name_prefix="vtprune-work")
     try:
         while (step := await loop.run_in_executor(thread, next, work, _END)) is not _END:
             yield step

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import vtprune
-from vtprune.demo.answering import Answer, Clock
+from vtprune.demo.answering import Answer, Clock, stop_at
 from vtprune.methods import Method
 from vtprune.models import Loaded
 
@@ -38,16 +38,14 @@ class Times:
     rounds: int
 
 
-def measure(
-    loaded: Loaded, inputs: Any, methods: list[Method], stop: threading.Event | None = None
-) -> tuple[Times, Times] | None:
+def measure(loaded: Loaded, inputs: Any, methods: list[Method], stop: threading.Event) -> tuple[Times, Times] | None:
     """Time the untouched model and one with methods; the answers given before have warmed both up.
 
     Args:
         loaded: Model and processor; nobody else may use the model meanwhile.
         inputs: As `vtprune.inputs.make_inputs` makes them.
         methods: Those whose gain is measured.
-        stop: Once set, no further round begins.
+        stop: Once set, the round that is on its way ends, and does not count.
 
     Returns:
         Times without and with the methods; None if `stop` was set before there were any.
@@ -55,19 +53,23 @@ def measure(
     start = time.perf_counter()
     found: tuple[list[Answer], list[Answer]] = ([], [])
     for _ in range(ROUNDS):
-        if (stop is not None and stop.is_set()) or (found[0] and time.perf_counter() - start > PATIENCE):
+        if stop.is_set() or (found[0] and time.perf_counter() - start > PATIENCE):
             break
-        found[0].append(_time(loaded, inputs))
+        without = _time(loaded, inputs, stop)
         with vtprune.applied(loaded.model, methods):
-            found[1].append(_time(loaded, inputs))
+            pruned = _time(loaded, inputs, stop)
+        if not stop.is_set():  # else they were cut short
+            found[0].append(without)
+            found[1].append(pruned)
     return (_median(found[0]), _median(found[1])) if found[0] else None
 
 
-def _time(loaded: Loaded, inputs: Any) -> Answer:
+def _time(loaded: Loaded, inputs: Any, stop: threading.Event) -> Answer:
     clock = Clock()
+    settings: dict[str, Any] = {"min_new_tokens": TOKENS, "max_new_tokens": TOKENS, "do_sample": False}
     with torch.inference_mode():
         clock.start()
-        loaded.model.generate(**inputs, min_new_tokens=TOKENS, max_new_tokens=TOKENS, do_sample=False, streamer=clock)
+        loaded.model.generate(**inputs, **settings, streamer=clock, stopping_criteria=stop_at(stop))
     return clock.answer()
 
 

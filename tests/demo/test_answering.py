@@ -88,7 +88,7 @@ def test_the_rate_of_decoding_leaves_out_the_first_token():
 
 
 def test_measuring(llava, question, chain):
-    times = measure(llava, question.inputs(llava, 17), chain.methods)
+    times = measure(llava, question.inputs(llava, 17), chain.methods, threading.Event())
     assert times is not None
     for one in times:
         assert one.ttft_ms > 0
