@@ -69,11 +69,12 @@ def endpoints(setting: Setting, stops: Stops) -> None:
             with told():
                 chain, asked = read_chosen(method, keep), read(question, picture, clip)
                 tokens = check_tokens(max_new_tokens, limits.new_tokens)
+                loaded = setting.models.get(model)
                 whole = Request(model, setting.loading, asked, chain, tokens, limits.frames)
                 for state in ask(setting.models, model, asked, chain, tokens, stop):
                     yield whole.document(state), None
                 if state.report is not None:
-                    drawn = draw_kept(setting.models.get(model), asked, state.report, chain.label)
+                    drawn = draw_kept(loaded, asked, state.report, chain.label)
                     yield whole.document(state), drawn
 
         async for step in followed(work(), stop, str(request.session_hash)):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gradio_client import Client
 
 from vtprune.demo.app import build, launch
 from vtprune.demo.models import Models
@@ -31,6 +32,20 @@ class Served:
     setting: Setting
     uploads: Path
 
+    @contextlib.contextmanager
+    def program(self, files: Path | None = None) -> Iterator[Client]:
+        """A program that calls it.
+
+        Args:
+            files: Where files that it is sent go; None leaves them where they are.
+        """
+        folder = str(files) if files else False
+        client = Client(self.url, download_files=folder, verbose=False, analytics_enabled=False)
+        try:
+            yield client
+        finally:
+            client.close()
+
 
 @contextlib.contextmanager
 def serve(
@@ -47,6 +62,7 @@ def serve(
     setting, uploads = Setting(models, scratch, results, limits=limits or Limits()), scratch / "uploads"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(uploads))
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")  # for the programs of the tests, too
         page = build(setting)
         _, url, _ = launch(page, setting, server_name="127.0.0.1", prevent_thread_lock=True)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from gradio_client import Client, handle_file
+from gradio_client import handle_file
 
 import vtprune.run
 from vtprune.images import load_image
@@ -15,9 +15,8 @@ ASKED = "Which colour does the circle have?"
 
 @pytest.fixture
 def client(served, tmp_path):
-    client = Client(served.url, download_files=str(tmp_path), verbose=False)
-    yield client
-    client.close()
+    with served.program(tmp_path) as one:
+        yield one
 
 
 def _as_json(report):

@@ -8,7 +8,7 @@ import zipfile
 
 import httpx
 import pytest
-from gradio_client import Client, handle_file
+from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
@@ -33,9 +33,8 @@ def uploaded(browser, picture):
 
 @pytest.fixture(scope="module")
 def client(served):
-    one = Client(served.url, download_files=False, verbose=False)
-    yield one
-    one.close()
+    with served.program() as one:
+        yield one
 
 
 def _wrong_files(folder):
@@ -170,9 +169,8 @@ def test_uploads_and_results_are_deleted(models, picture, tmp_path):
         with httpx.Client(base_url=served.url) as browser:  # who sends a file and asks nothing
             left = browser.post("gradio_api/upload", files={"files": ("left.png", picture.read_bytes())}).json()[0]
             assert os.path.exists(left)
-        client = Client(served.url, download_files=False, verbose=False)
-        client.predict(api_name="/select")
-        client.close()
+        with served.program() as client:
+            client.predict(api_name="/select")
         made = _files(served.uploads) - shown
         assert len(made) > 1
         _wait(lambda: not made & _files(served.uploads))

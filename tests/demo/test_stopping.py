@@ -9,7 +9,6 @@ import uuid
 
 import httpx
 import pytest
-from gradio_client import Client
 
 LONG = 128
 
@@ -42,9 +41,8 @@ def steps(llava, monkeypatch):
 
 @pytest.fixture
 def client(served):
-    one = Client(served.url, download_files=False, verbose=False)
-    yield one
-    one.close()
+    with served.program() as one:
+        yield one
 
 
 @pytest.fixture
