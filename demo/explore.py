@@ -95,8 +95,8 @@ def explore_tab(setting: Setting, panel: Panel, tabs: gr.Tabs) -> None:
         known: Prepared | None,
         seen: bool,
     ) -> Any:
-        if not seen:
-            return gr.skip()
+        if not seen or not question or (clip if kind == CLIP else picture) is None:
+            return gr.skip()  # while it is out of sight, or another picture is on its way
         with told():
             loaded = setting.models.get(model)
             asked = (model, kind, picture, clip, question)

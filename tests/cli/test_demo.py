@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -67,3 +68,11 @@ def test_without_gradio(refused, monkeypatch):
 def test_options_out_of_range(invoke):
     for words in (["--port", "0"], ["--port", "99999"], ["--upload-mb", "0"], ["--at-once", "0"]):
         assert invoke("demo", *words).exit_code == 2
+
+
+def test_addresses_that_cannot_be_served_on(refused):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused("--port", port, said=f"--port {port}: Address already in use")
+    refused("--host", "192.0.2.1", said="--host '192.0.2.1': Cannot assign requested address")
+    refused("--host", "no such host", said="--host 'no such host'")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import os
 import signal
+import socket
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,17 +57,18 @@ def demo(
     The page reads uploads and shipped examples only, and deletes uploads after half an hour. Models are those given
     here, and no others. One request at a time computes, so that its times are its own.
     """
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        fail(f"the demo needs {error.name}, which is not installed: pip install 'vtprune[demo]'.")
     check_extras()
+    _check_address(host, port)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, _end)
-    with tempfile.TemporaryDirectory(prefix="vtprune-demo-") as scratch:
+    with _ended_by_signals(), tempfile.TemporaryDirectory(prefix="vtprune-demo-") as scratch:
+        # Gradio reads these when it is imported.
         os.environ["GRADIO_TEMP_DIR"] = str(Path(scratch) / "uploads")
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        try:
+            import gradio  # noqa: F401
+        except ImportError as error:
+            fail(f"the demo needs {error.name}, which is not installed: pip install 'vtprune[demo]'.")
         from vtprune.demo.app import build, launch
         from vtprune.demo.models import Models
         from vtprune.demo.setting import Limits, Setting
@@ -92,18 +96,15 @@ def demo(
                 Limits(upload_mb=upload_mb, at_once=at_once),
             )
             page = build(setting)
-        try:
-            _, local, public = launch(
-                page,
-                setting,
-                server_name=host,
-                server_port=port,
-                share=share,
-                inbrowser=browser,
-                prevent_thread_lock=True,
-            )
-        except OSError as error:
-            fail(f"cannot serve on {host}{f', port {port}' if port else ''}: {error}")
+        _, local, public = launch(
+            page,
+            setting,
+            server_name=host,
+            server_port=port,
+            share=share,
+            inbrowser=browser,
+            prevent_thread_lock=True,
+        )
         console = Console(highlight=False)
         console.print(f"vtprune demo: {public or local} (Ctrl-C ends it)", markup=False, soft_wrap=True)
         try:
@@ -117,6 +118,25 @@ def _shipped(names: list[str]) -> list[str]:
     return sorted(names, key=lambda name: name != "tiny-llava")
 
 
-def _end(number: int, frame: object) -> None:
-    """Containers end programs by a signal; what was uploaded must not stay behind."""
-    raise SystemExit(128 + number)
+def _check_address(host: str, port: int | None) -> None:
+    """Say so before models are loaded if nothing can be served there."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address[:2], family=family).close()
+    except OSError as error:
+        where = f"--host {host!r}" if port is None else f"--host {host!r}, --port {port}"
+        fail(f"nothing can be served on {where}: {error.strerror or error}.")
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Containers end programs by a signal, too; what was uploaded must not stay behind."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
