@@ -10,16 +10,16 @@ import gradio as gr
 from gradio.themes.utils.fonts import LocalFont
 from starlette.middleware import Middleware
 
-from vtprune.demo.ask import ask_tab
-from vtprune.demo.compare import compare_tab
-from vtprune.demo.endpoints import endpoints
-from vtprune.demo.explore import EXPLORE, explore_tab
-from vtprune.demo.gate import Gate
-from vtprune.demo.methods import methods_tab
-from vtprune.demo.page import Page
-from vtprune.demo.panel import question_panel
+from vtprune.demo.server.endpoints import endpoints
+from vtprune.demo.server.gate import Gate
+from vtprune.demo.server.page import Page
 from vtprune.demo.setting import Setting
-from vtprune.demo.tradeoffs import tradeoffs_tab
+from vtprune.demo.tabs.ask import ask_tab
+from vtprune.demo.tabs.compare import compare_tab
+from vtprune.demo.tabs.explore import EXPLORE, explore_tab
+from vtprune.demo.tabs.methods import methods_tab
+from vtprune.demo.tabs.panel import question_panel
+from vtprune.demo.tabs.tradeoffs import tradeoffs_tab
 
 TITLE = "vtprune"
 
@@ -72,7 +72,7 @@ def launch(page: Page, setting: Setting, **options: Any) -> tuple[Any, str, str]
     """
     limits = setting.limits
     page.queue(max_size=limits.waiting, default_concurrency_limit=limits.at_once, api_open=False)
-    folder = Path(str(resources.files("vtprune.demo")))
+    folder = Path(str(resources.files("vtprune.demo.drawn")))
     return page.launch(
         theme=_theme(),
         css_paths=sorted(folder.glob("*.css")),

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from vtprune.demo.models import Models
+from vtprune.demo.work.models import Models
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tests.demo.serving import serve
-from vtprune.demo.chosen import read_chosen
-from vtprune.demo.media import read_question
-from vtprune.demo.models import Models
 from vtprune.demo.setting import Limits, Setting
+from vtprune.demo.work.chosen import read_chosen
+from vtprune.demo.work.media import read_question
+from vtprune.demo.work.models import Models
 from vtprune.models import load_model, shipped_example
 
 

@@ -11,9 +11,9 @@ import pytest
 from gradio_client import Client
 
 from vtprune.demo.app import build, launch
-from vtprune.demo.models import Models
-from vtprune.demo.page import Page
+from vtprune.demo.server.page import Page
 from vtprune.demo.setting import Limits, Setting
+from vtprune.demo.work.models import Models
 
 
 @dataclasses.dataclass(frozen=True)

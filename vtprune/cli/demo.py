@@ -70,8 +70,8 @@ def demo(
         except ImportError as error:
             fail(f"the demo needs {error.name}, which is not installed: pip install 'vtprune[demo]'.")
         from vtprune.demo.app import build, launch
-        from vtprune.demo.models import Models
         from vtprune.demo.setting import Limits, Setting
+        from vtprune.demo.work.models import Models
         from vtprune.models import load_model, shipped_models
 
         given: dict[str, Any] = {

@@ -1,0 +1,1 @@
+"""What is shown: bars, cards, curves and overlays, as HTML and pictures."""

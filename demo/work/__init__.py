@@ -1,0 +1,1 @@
+"""What visitors ask for, done; nothing here knows of Gradio."""
