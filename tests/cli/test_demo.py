@@ -21,9 +21,15 @@ def _environment(scratch):
 def test_it_serves_and_leaves_nothing(model_folder, tmp_path, number):
     words = [sys.executable, "-m", "vtprune.cli", "demo", "--model", model_folder]
     process = subprocess.Popen(
-        [str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        [str(word) for word in words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
         env=_environment(tmp_path),
-    )  # fmt: skip
+        # Where tests run in the background it would inherit that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         line = process.stdout.readline()
         url = re.fullmatch(r"vtprune demo: (http://127\.0\.0\.1:\d+/) \(Ctrl-C ends it\)\n", line)[1]

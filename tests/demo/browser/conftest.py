@@ -19,7 +19,7 @@ _ARGUMENTS = ["--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-devi
 _PATIENCE = 60_000  # milliseconds; the machines that run tests may be busy
 
 
-def _chromium():
+def chromium():
     return next(
         (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
     )
@@ -28,11 +28,11 @@ def _chromium():
 @pytest.fixture(scope="session")
 def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = _chromium()
-    if chromium is None:
+    found = chromium()
+    if found is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
     with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=chromium, args=_ARGUMENTS)
+        launched = started.chromium.launch(executable_path=found, args=_ARGUMENTS)
         yield launched
         launched.close()
 
