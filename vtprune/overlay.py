@@ -305,11 +305,17 @@ def _joined(tiles: list[Plane], aspect: float) -> list[Plane]:
     return [(group, share), thumbnail]
 
 
+def caption_lines(picture: PictureReport) -> tuple[str, str]:
+    """What stands below an overlay: how many tokens were kept, and what the colours mean."""
+    total, kept = picture.tokens, len(picture.kept)
+    merged = picture.owner is not None
+    legend = "merged tokens share a white outline; grey: dropped" if merged else "in colour: kept; grey: dropped"
+    return f"{kept} of {total} visual tokens kept ({kept / total:.0%})", legend
+
+
 def _with_caption(canvas: Image.Image, caption: str | None, picture: PictureReport, note: str = "") -> Image.Image:
     if caption is None:
         return canvas
-    total, kept, merged = picture.tokens, len(picture.kept), picture.owner is not None
-    count = f"{kept} of {total} visual tokens kept ({kept / total:.0%})"
-    legend = "merged tokens share a white outline; grey: dropped" if merged else "in colour: kept; grey: dropped"
+    count, legend = caption_lines(picture)
     lines = [(caption, INK)] if caption else []
     return below(canvas, [*lines, (count, INK), (f"{legend}; {note}" if note else legend, MUTED)])

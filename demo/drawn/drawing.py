@@ -9,7 +9,8 @@ from PIL import Image
 
 from vtprune.demo.work.media import Question
 from vtprune.models import Loaded
-from vtprune.overlay import SHORTEST, draw_overlays
+from vtprune.overlay import caption_lines, draw_overlays
+from vtprune.painting import SHORTEST
 from vtprune.report import Report
 
 
@@ -23,6 +24,11 @@ def draw_kept(loaded: Loaded, question: Question, report: Report, caption: str |
         caption: What stands below, before the counts; None for nothing at all.
     """
     return draw_overlays([question.medium], report.pictures, caption, [question.region(loaded)])
+
+
+def tell_kept(report: Report) -> str:
+    """What the overlays show, as HTML: letters within pictures shrink with them."""
+    return "".join(f'<p class="legend">{"; ".join(caption_lines(picture))}.</p>' for picture in report.pictures)
 
 
 def draw_untouched(question: Question) -> Image.Image:

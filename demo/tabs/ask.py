@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from vtprune.demo.drawn.bars import draw_bars, saved, timed
-from vtprune.demo.drawn.drawing import draw_kept
+from vtprune.demo.drawn.drawing import draw_kept, tell_kept
 from vtprune.demo.drawn.steps import draw_steps
 from vtprune.demo.server.messages import told
 from vtprune.demo.setting import Setting
@@ -87,11 +87,11 @@ def ask_tab(setting: Setting, panel: Panel, stops: Stops) -> None:
                         status: _status(state),
                         unpruned: state.unpruned.text,
                         pruned: state.pruned.text,
-                        bars: draw_bars([*saved(state.report), *timed(state)], chain.label) if state.report else "",
+                        bars: _told(state, chain.label),
                     }
                 if state.report is not None:
                     # The frames of a clip want the whole width.
-                    shown = gr.update(value=draw_kept(loaded, asked, state.report, chain.label), visible=True)
+                    shown = gr.update(value=draw_kept(loaded, asked, state.report, None), visible=True)
                     yield {
                         **share.show(whole.python(), whole.command(), whole.document(state)),
                         **({sheet: shown} if asked.is_video else {beside: gr.update(visible=True), overlay: shown}),
@@ -134,6 +134,12 @@ def kept_picture(name: str) -> gr.Image:
         buttons=["download", "fullscreen"],
         alt_text="the tokens that were kept, on what was asked about",
     )
+
+
+def _told(state: Asked, label: str) -> str:
+    if state.report is None:
+        return ""
+    return draw_bars([*saved(state.report), *timed(state)], label) + tell_kept(state.report)
 
 
 def _status(state: Asked) -> str:

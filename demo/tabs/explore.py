@@ -9,7 +9,7 @@ import gradio as gr
 from gradio.processing_utils import save_bytes_to_cache
 
 from vtprune.demo.drawn.bars import draw_bars, saved
-from vtprune.demo.drawn.drawing import as_jpeg, draw_kept
+from vtprune.demo.drawn.drawing import as_jpeg, draw_kept, tell_kept
 from vtprune.demo.drawn.steps import draw_steps
 from vtprune.demo.server.messages import told
 from vtprune.demo.setting import Setting
@@ -108,13 +108,13 @@ def explore_tab(setting: Setting, panel: Panel, tabs: gr.Tabs) -> None:
             chain = read_chosen(f"{name}:layer={number}" if takes else name, budget)
             with setting.models.lease(model):
                 report = select(loaded, known.inputs, chain)
-            drawn = draw_kept(loaded, known.question, report, chain.label)
+            drawn = draw_kept(loaded, known.question, report, None)
             file = save_bytes_to_cache(as_jpeg(drawn), "kept.jpg", overlay.GRADIO_CACHE)
             request = Request(model, setting.loading, known.question, chain, 1, setting.limits.frames)
             return {
                 overlay: gr.update(value=file, visible=True),
                 steps: draw_steps(loaded, known.question, report),
-                bars: draw_bars(saved(report), chain.label),
+                bars: draw_bars(saved(report), chain.label) + tell_kept(report),
                 keep: gr.update(interactive=chain.keep is not None),
                 layer: gr.update(interactive=takes, maximum=last, value=number),
                 prepared: known,

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from vtprune.demo.drawn.drawing import as_jpeg, draw_kept, draw_untouched
+from vtprune.demo.drawn.drawing import as_jpeg, draw_kept, draw_untouched, tell_kept
 from vtprune.demo.drawn.steps import draw_steps
 from vtprune.demo.setting import Limits
 from vtprune.demo.work.asking import select
@@ -37,6 +37,11 @@ def test_every_method(models, question, about_clip, name, medium):
     said = [step.where for step in report.pictures[0].steps]
     assert all(where in steps for where in said) or not steps
     assert len(re.findall("<img ", steps)) == (len(said) + 1 if steps else 0)
+
+
+def test_what_an_overlay_shows_is_told(llava, question, chain):
+    told = tell_kept(select(llava, question.inputs(llava, 1), chain))
+    assert told == '<p class="legend">64 of 256 visual tokens kept (25%); in colour: kept; grey: dropped.</p>'
 
 
 def test_what_the_browser_gets(question):
