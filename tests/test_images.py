@@ -94,7 +94,9 @@ def test_transparent_colour_of_png(tmp_path, mode, key, fill):
 
 @pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr"])
 def test_other_modes(tmp_path, mode):
-    Image.fromarray(HALVES).convert("RGB").convert(mode).save(tmp_path / "a.tiff")
+    # Pillow 12 does not read the raw YCbCr files that it writes.
+    compression = "tiff_lzw" if mode == "YCbCr" else None
+    Image.fromarray(HALVES).convert("RGB").convert(mode).save(tmp_path / "a.tiff", compression=compression)
     loaded = load_image(tmp_path / "a.tiff")
     assert close(loaded, 2, 2, (0, 0, 0))
     assert close(loaded, 27, 2, (255, 255, 255))

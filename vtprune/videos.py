@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,8 +106,11 @@ def _load(decord: ModuleType, path: Path, frames: int | None, fps: float | None)
         starts, duration, rate = _timing(reader)
         indices = _sample(starts, duration, frames, fps)
         pixels = _read(reader, indices, path)
-    except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, StopIteration):
+    except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, StopIteration) as error:
+        traceback.clear_frames(error.__traceback__)
         raise ValueError(f"video {str(path)!r} is truncated or damaged: some frames cannot be decoded.") from None
+    finally:
+        del reader  # an error that held it would let its threads write when nobody silences them any more
     times = tuple(float(starts[index]) for index in indices)
     return Video(pixels, tuple(indices), times, rate, len(starts), duration)
 
