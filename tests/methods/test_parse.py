@@ -84,7 +84,7 @@ AWKWARD = [
     ((None, 0.5, -math.inf), "(None,0.5,-1e999)"),
     (((1, 2), ("a", "b,c")), "((1,2),('a','b,c'))"),
     ("mean", "mean"),
-    ("/tmp/a-b.json", "/tmp/a-b.json"),
+    ("/data/a-b.json", "/data/a-b.json"),
     ("C:\\files\\x", "C:\\files\\x"),
     ("none", "'none'"),
     ("1", "'1'"),
